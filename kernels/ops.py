@@ -1,0 +1,192 @@
+"""The torch.library contracts of attention: schema, fake kernel and autograd; the backends are reached from here, lazily.
+
+Two operators, each with its backward as an operator of its own, so that ``torch.compile``, ``torch.export`` and activation
+checkpointing see opaque nodes with known shapes:
+
+* ``longformer_triton::attention``: windows and global keys, and with the three global projections the rows of global queries;
+* ``longformer_triton::global_rows``: full attention of a few rows alone, for absorbed global projections.
+
+Saved for backward are the inputs, ``out`` and ``lse``: nothing quadratic, and nothing per window.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import accumulation_dtype
+
+_BACKEND_MODULES = {"torch": "longformer_triton.kernels.blockwise"}
+
+_PATTERN = (
+    "Tensor? key_mask, Tensor? global_mask, Tensor global_index, Tensor global_count, "
+    "SymInt left, SymInt right, SymInt[] dilation, bool is_causal"
+)
+_OPTIONS = "float scale, Tensor? dropout_seed, int dropout_threshold, str backend"
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? query_global, Tensor? key_global, Tensor? value_global"
+_ROWS = "Tensor query, Tensor key, Tensor value"
+_NUM_INPUTS, _NUM_ROWS = 6, 3
+
+
+def backend_module(name: str) -> Any:
+    """The module of a backend: forward and backward of both operators, as plain functions."""
+    return importlib.import_module(_BACKEND_MODULES[name])
+
+
+def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
+    """A pattern spelt out in the order of the operators' schemas."""
+    return (
+        pattern.key_mask,
+        pattern.global_mask,
+        pattern.global_index,
+        pattern.global_count,
+        *pattern.window,
+        list(pattern.dilations),
+        pattern.is_causal,
+    )
+
+
+def _unpack(seq_len: int, arguments: tuple[Any, ...]) -> tuple[Any, AttentionPattern, float, Dropout | None]:
+    """(backend module, pattern, scale, dropout) from the trailing arguments of an operator."""
+    key_mask, global_mask, index, count, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
+    steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
+    pattern = AttentionPattern((left, right), steps, is_causal, index.shape[0], seq_len, key_mask, global_mask, index, count)
+    return backend_module(backend), pattern, scale, None if seed is None else Dropout(seed, threshold)
+
+
+def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
+    """Uninitialised gradients; an empty tensor stands for one that is not needed, since operators cannot return None."""
+    like = next(tensor for tensor in inputs if tensor is not None)
+    return [
+        torch.empty_like(tensor) if needed and tensor is not None else like.new_empty(0)
+        for tensor, needed in zip(inputs, needs, strict=True)
+    ]
+
+
+@torch.library.custom_op(
+    "longformer_triton::attention", mutates_args=(), schema=f"({_INPUTS}, {_PATTERN}, {_OPTIONS}) -> (Tensor, Tensor)"
+)
+def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse) of windowed attention with global keys, and of global rows where their projections are given."""
+    inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
+    module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
+    return module.attention_forward(inputs, pattern, scale, dropout)
+
+
+@attention.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    query = arguments[0]
+    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+
+
+@torch.library.custom_op(
+    "longformer_triton::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[] needs, {_INPUTS}, {_PATTERN}, {_OPTIONS}) -> Tensor[]",
+)
+def attention_backward(
+    grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor, needs: list[bool], *arguments: Any
+) -> list[Tensor]:
+    """Gradients of the six inputs of ``attention``; empty tensors where not needed."""
+    inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
+    module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
+    grads = _like_inputs(inputs, needs)
+    module.attention_backward(grad_out, grad_lse, out, lse, inputs, pattern, scale, dropout, needs, grads)
+    return grads
+
+
+@attention_backward.register_fake
+def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, needs: list[bool], *arguments: Any) -> list[Tensor]:
+    return _like_inputs(arguments[:_NUM_INPUTS], needs)
+
+
+@torch.library.custom_op(
+    "longformer_triton::global_rows", mutates_args=(), schema=f"({_ROWS}, {_PATTERN}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+)
+def global_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Full attention of the rows at ``global_index``.
+
+    Takes query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels), any number of channels; returns
+    context (batch, heads, G, channels), lse and kept (batch, heads, G), kept being the sum of the probabilities after dropout.
+    """
+    inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
+    module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)
+    return module.rows_forward(inputs, pattern, scale, dropout)
+
+
+@global_rows.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query = arguments[0]
+    small = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    return torch.empty_like(query), small, torch.empty_like(small)
+
+
+@torch.library.custom_op(
+    "longformer_triton::global_rows_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_kept, Tensor context, Tensor lse, Tensor kept, bool[] needs, "
+        f"{_ROWS}, {_PATTERN}, {_OPTIONS}) -> Tensor[]"
+    ),
+)
+def global_rows_backward(
+    grad_context: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_kept: Tensor | None,
+    context: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    needs: list[bool],
+    *arguments: Any,
+) -> list[Tensor]:
+    """Gradients of the three inputs of ``global_rows``; empty tensors where not needed."""
+    inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
+    module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)
+    grads = _like_inputs(inputs, needs)
+    module.rows_backward((grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads)
+    return grads
+
+
+@global_rows_backward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    needs, inputs = arguments[6], arguments[7 : 7 + _NUM_ROWS]
+    return _like_inputs(inputs, needs)
+
+
+def _make_autograd(num_inputs: int, backward_op: Any) -> tuple[Any, Any]:
+    """(setup_context, backward) for an operator whose first ``num_inputs`` arguments are differentiable."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        # None for an output that nobody used (lse, mostly) lets the backward skip it instead of adding zeros.
+        ctx.set_materialize_grads(False)
+        ctx.tensor_slots = [slot for slot, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*output, *(inputs[slot] for slot in ctx.tensor_slots))
+        ctx.num_outputs = len(output)
+
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:num_inputs])
+        if all(grad is None for grad in grad_outputs) or not any(needs):
+            return (None,) * len(ctx.plain)
+        saved = ctx.saved_tensors
+        arguments = list(ctx.plain)
+        for slot, tensor in zip(ctx.tensor_slots, saved[ctx.num_outputs :], strict=True):
+            arguments[slot] = tensor
+        grads = backward_op(*grad_outputs, *saved[: ctx.num_outputs], needs, *arguments)
+        given = [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
+        return (*given, *(None,) * (len(ctx.plain) - num_inputs))
+
+    return setup_context, backward
+
+
+for _operator, _count, _backward_operator in (
+    (attention, _NUM_INPUTS, attention_backward),
+    (global_rows, _NUM_ROWS, global_rows_backward),
+):
+    _setup, _backward = _make_autograd(_count, _backward_operator)
+    _operator.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,213 @@
+"""Who attends to whom: the one statement of Longformer's mask rule.
+
+A query token ``i`` sees a key token ``j`` when both are real tokens and
+
+    (j is global)  or  (j = i + m * dilation  for some  -left <= m <= right)
+
+and, in a causal pattern, ``j <= i`` as well (Beltagy, Peters, Cohan 2020, arXiv 2004.05150, sections 3.1 and 3.2). Every backend
+calls :func:`in_band` and :func:`key_range` or has a jitted twin of them; nothing else in the package restates the rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longformer_triton.kernels import checks, compaction
+
+_PICTURE_TOKENS = 64
+
+
+def in_band(query_position: Tensor, key_position: Tensor, left: int, right: int, dilation: int) -> Tensor:
+    """Whether each key lies in the window of each query; positions are absolute and broadcast against each other."""
+    distance = key_position - query_position
+    return (distance % dilation == 0) & (distance >= -left * dilation) & (distance <= right * dilation)
+
+
+def key_range(first_query: int, last_query: int, left: int, right: int, seq_len: int) -> tuple[int, int]:
+    """The half-open range of keys that the queries ``first_query .. last_query - 1`` see without dilation.
+
+    It is its own inverse with ``left`` and ``right`` exchanged: ``key_range(a, b, right, left, n)`` are the queries that see
+    the keys ``a .. b - 1``.
+    """
+    return max(0, first_query - left), min(seq_len, last_query + right)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionPattern:
+    """A sliding window, its dilation, the padding and the global tokens of one batch.
+
+    Build it with :meth:`from_masks`, once a forward pass; it serves every layer (:meth:`with_window` for layers whose window
+    differs). It costs O(batch * seq_len) memory, lives on the device of the masks, and is no block mask.
+
+    Attributes:
+        window: (left, right), the number of steps that a query sees before and after itself, both inclusive.
+        dilation: the distance between two neighbouring keys of a window, one number or one a query head.
+        is_causal: whether a query sees no key after itself, global keys included.
+        batch: number of sequences.
+        seq_len: number of tokens in each, padding included.
+        key_mask: (batch, seq_len) bool, True at real tokens; None when all are real.
+        global_mask: (batch, seq_len) bool, True at global tokens (never at padding); None when none is global.
+        global_index: (batch, G) int64, the positions of the global tokens, ascending, padded with -1.
+        global_count: (batch,) int64, how many entries of each row of ``global_index`` count.
+    """
+
+    window: tuple[int, int]
+    dilation: int | tuple[int, ...]
+    is_causal: bool
+    batch: int
+    seq_len: int
+    key_mask: Tensor | None
+    global_mask: Tensor | None
+    global_index: Tensor
+    global_count: Tensor
+
+    @classmethod
+    def from_masks(
+        cls,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        device: torch.device | str | None = None,
+        window: int | tuple[int, int],
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool = False,
+        max_globals: int | None = None,
+        validate: bool | None = None,
+    ) -> AttentionPattern:
+        """Build a pattern from Hugging Face's two masks.
+
+        Args:
+            attention_mask: (batch, seq_len) of bool, integer or float; 1 = real token, 0 = padding, 2 = real and global.
+            global_attention_mask: (batch, seq_len) of 0 and 1; 1 = global token. A padded token is never global.
+            shape: (batch, seq_len), needed when neither mask is given.
+            device: where the pattern lives when neither mask is given; the default is the CPU.
+            window: (left, right) in steps, both inclusive; an int w means (w, w).
+            dilation: one number, or one for each query head.
+            is_causal: forbid keys after the query.
+            max_globals: the width of ``global_index``. Given, nothing is read back from the device (CUDA graphs can capture
+                the call) and a batch with more globals stops in an assertion. Omitted, the width is the largest count.
+            validate: check the values of the masks. The default checks where that costs no synchronisation: eager CPU.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: shapes, devices or values do not fit; the message names the argument and the remedy.
+        """
+        left, right = checks.window(window)
+        steps = checks.dilation(dilation)
+        batch, seq_len, place = checks.mask_shape(attention_mask, global_attention_mask, shape, device)
+        checks.max_globals(max_globals)
+        if checks.should_validate(validate, place):
+            checks.mask_values("attention_mask", attention_mask, highest=2)
+            checks.mask_values("global_attention_mask", global_attention_mask, highest=1)
+
+        key_mask = None if attention_mask is None else attention_mask != 0
+        global_mask = None if global_attention_mask is None else global_attention_mask != 0
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            marked = attention_mask == 2
+            global_mask = marked if global_mask is None else global_mask | marked
+        if global_mask is not None and key_mask is not None:
+            global_mask = global_mask & key_mask
+
+        if global_mask is None:
+            index = torch.empty((batch, 0), dtype=torch.int64, device=place)
+            count = torch.zeros((batch,), dtype=torch.int64, device=place)
+        else:
+            index, count = compaction.global_index(global_mask, max_globals)
+        return cls((left, right), steps, bool(is_causal), batch, seq_len, key_mask, global_mask, index, count)
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """(left, right) after causality: what the window part of a kernel runs over."""
+        left, right = self.window
+        return (left, 0) if self.is_causal else (left, right)
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """The dilation as a tuple, of length one when it is the same for every head."""
+        return (self.dilation,) if isinstance(self.dilation, int) else self.dilation
+
+    @property
+    def device(self) -> torch.device:
+        return self.global_index.device
+
+    def with_window(self, window: int | tuple[int, int]) -> AttentionPattern:
+        """The same masks and global tokens with another window; nothing is computed again."""
+        return dataclasses.replace(self, window=checks.window(window))
+
+    def gather_global(self, states: Tensor) -> Tensor:
+        """The rows of ``states`` at the global tokens, differentiable.
+
+        Args:
+            states: (batch, heads, seq_len, head_dim), or any (batch, ..., seq_len, features).
+
+        Returns:
+            (batch, ..., G, features); entries past a sample's own count are zero.
+        """
+        checks.gatherable("states", states, self.batch, self.seq_len)
+        between = (1,) * (states.dim() - 3)
+        index = self.global_index.view(self.batch, *between, -1, 1)
+        rows = states.gather(-2, index.clamp_min(0).expand(*states.shape[:-2], index.shape[-2], states.shape[-1]))
+        return torch.where(index >= 0, rows, rows.new_zeros(()))
+
+    def to_dense(self) -> Tensor:
+        """(batch, heads or 1, seq_len, seq_len) bool, True where the query (row) sees the key (column).
+
+        Quadratic in memory: for tests, pictures and explanations. Rows of padded queries are all False.
+        """
+        position = torch.arange(self.seq_len, device=self.device)
+        query, key = position[:, None], position[None, :]
+        left, right = self.window
+        visible = torch.stack([in_band(query, key, left, right, d) for d in self.dilations])[None]
+        if self.global_mask is not None:
+            visible = visible | self.global_mask[:, None, None, :]
+        if self.is_causal:
+            visible = visible & (key <= query)
+        if self.key_mask is not None:
+            visible = visible & self.key_mask[:, None, None, :] & self.key_mask[:, None, :, None]
+        return visible.expand(self.batch, -1, -1, -1)
+
+    def visible_keys(self) -> Tensor:
+        """How many keys each query sees: (batch, heads or 1, seq_len) int64, in O(batch * heads * seq_len)."""
+        key_mask = self.key_mask
+        if key_mask is None:
+            key_mask = torch.ones((self.batch, self.seq_len), dtype=torch.bool, device=self.device)
+        count = torch.stack([self._count_in_window(key_mask, d) for d in self.dilations], 1)
+        if self.global_mask is not None:
+            total = self.global_mask.sum(1, keepdim=True) if not self.is_causal else self.global_mask.cumsum(1)
+            inside = torch.stack([self._count_in_window(self.global_mask, d) for d in self.dilations], 1)
+            count = count + total[:, None] - inside
+        return count * key_mask[:, None]
+
+    def _count_in_window(self, marked: Tensor, dilation: int) -> Tensor:
+        """(batch, seq_len): the number of marked keys inside each query's window, by prefix sums over residue classes."""
+        left, right = self.band
+        steps = -(-self.seq_len // dilation)
+        padded = torch.nn.functional.pad(marked.long(), (0, steps * dilation - self.seq_len))
+        prefix = torch.nn.functional.pad(padded.view(self.batch, steps, dilation).cumsum(1), (0, 0, 1, 0))
+        step = torch.arange(steps, device=self.device)
+        inside = prefix[:, (step + right + 1).clamp_max(steps)] - prefix[:, (step - left).clamp_min(0)]
+        return inside.reshape(self.batch, steps * dilation)[:, : self.seq_len]
+
+    def _repr_svg_(self) -> str:
+        """A picture for notebooks: the first sample and head, at most the first 64 tokens, queries downwards."""
+        shown = min(self.seq_len, _PICTURE_TOKENS)
+        if self.batch == 0:
+            return '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+        visible = self.to_dense()[0, 0, :shown, :shown].tolist()
+        is_global = [False] * shown if self.global_mask is None else self.global_mask[0, :shown].tolist()
+        cells = [
+            f'<rect x="{column}" y="{row}" width="1" height="1" fill="{"#D55E00" if is_global[column] else "#0072B2"}"/>'
+            for row in range(shown)
+            for column in range(shown)
+            if visible[row][column]
+        ]
+        title = f"window {self.window}, dilation {self.dilation}: tokens 0 to {shown - 1} of {self.seq_len}"
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="320" height="320" viewBox="0 0 {shown} {shown}">'
+            f'<title>{title}</title><rect width="{shown}" height="{shown}" fill="#EEEEEE"/>{"".join(cells)}</svg>'
+        )

@@ -1,0 +1,16 @@
+"""The type that sums are made in: float64 for float64, float32 for everything else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of lse, of softmax and of every sum, for inputs of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def accumulate(states: Tensor) -> Tensor:
+    """``states`` in its accumulation type."""
+    return states.to(accumulation_dtype(states.dtype))

@@ -1,0 +1,140 @@
+"""The arithmetic of one block of queries against sets of keys, in PyTorch: what :mod:`blockwise` runs in a loop.
+
+Forward, with s = scale q k^T over every key of every set:
+
+    lse = log sum_j exp(s_j)        p_j = exp(s_j - lse)        out = sum_j f_j p_j v_j
+
+where f is the dropout factor (1 without dropout). Backward, with delta = <dout, out> - dlse (+ dkept * kept):
+
+    dv_j = f_j p_j dout    ds_j = p_j (f_j (<dout, v_j> + dkept) - delta)    dq = scale sum_j ds_j k_j    dk_j = scale ds_j q
+
+(FlashAttention-2, arXiv 2307.08691, section 3). Exponentials are taken in base 2, which is the faster function on CPUs too.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+# Finite: exp2 of -inf takes a slow path on CPUs, and -inf - -inf would be NaN in rows that see nothing.
+FLOOR = -1e30
+
+
+class KeySet(NamedTuple):
+    """Keys that a block of queries attends to; the sets of one block are disjoint."""
+
+    key: Tensor  # [heads, keys, head_dim]
+    value: Tensor  # [heads, keys, value_dim]
+    bias: Tensor | None  # [queries, keys] or [1, keys], 0 where visible, FLOOR where not; None: all visible
+    factor: Tensor | None  # [heads, queries, keys], dropout's 0 or 1 / (1 - p); None: no dropout
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    query: bool
+    key: bool
+    value: bool
+
+
+def bias_from(visible: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """0 where visible, FLOOR elsewhere; None when everything is visible."""
+    if bool(visible.all()):
+        return None
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, FLOOR)
+
+
+def _scores_log2(query: Tensor, keys: KeySet, scale: float) -> Tensor:
+    """[heads, queries, keys]: scale * log2(e) * q k^T, FLOOR where a key is not visible."""
+    bias = query.new_zeros(()) if keys.bias is None else keys.bias
+    shape = (query.shape[0], query.shape[1], keys.key.shape[1])
+    return torch.baddbmm(bias.expand(shape), query, keys.key.transpose(1, 2), alpha=scale * LOG2E)
+
+
+def forward_tile(query: Tensor, key_sets: Sequence[KeySet], scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention of one block of queries.
+
+    Args:
+        query: [heads, queries, head_dim], in the accumulation type.
+        key_sets: at least one, each with at least one key. Every row should see a key; a row that does not gets finite nonsense.
+        scale: factor on the scores.
+
+    Returns:
+        out [heads, queries, value_dim]; lse [heads, queries], natural log; kept [heads, queries], the sum of the probabilities
+        after dropout, or None without dropout.
+    """
+    # [heads, queries, keys] for each set, then overwritten by unnormalised probabilities
+    probabilities = [_scores_log2(query, keys, scale) for keys in key_sets]
+    row_max = functools.reduce(torch.maximum, [scores.amax(-1, keepdim=True) for scores in probabilities])
+    for scores in probabilities:
+        scores.sub_(row_max).exp2_()
+    row_sum = sum(part.sum(-1, keepdim=True) for part in probabilities)
+    kept = None
+    if key_sets[0].factor is not None:
+        for part, keys in zip(probabilities, key_sets, strict=True):
+            part.mul_(keys.factor)
+        kept = sum(part.sum(-1, keepdim=True) for part in probabilities).div_(row_sum).squeeze(-1)
+    out = torch.bmm(probabilities[0], key_sets[0].value)
+    for part, keys in zip(probabilities[1:], key_sets[1:], strict=True):
+        out.baddbmm_(part, keys.value)
+    out.div_(row_sum)
+    lse = row_max.add_(row_sum.log2_()).mul_(1 / LOG2E).squeeze(-1)
+    return out, lse, kept
+
+
+def backward_tile(
+    query: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    key_sets: Sequence[KeySet],
+    scale: float,
+    needs: Needs,
+    grad_kept: Tensor | None = None,
+) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
+    """Gradients of :func:`forward_tile`; nothing that comes in is overwritten.
+
+    Args:
+        query: [heads, queries, head_dim].
+        grad_out: [heads, queries, value_dim].
+        lse: [heads, queries], natural log; a huge value gives a row no probability and so no gradient.
+        delta: [heads, queries], as in the module's formula.
+        key_sets: as in the forward pass.
+        scale: as in the forward pass.
+        needs: which gradients to compute.
+        grad_kept: [heads, queries], gradient of ``kept``.
+
+    Returns:
+        dquery, and for each key set (dkey, dvalue); None where not needed.
+    """
+    lse_log2 = (lse * LOG2E).unsqueeze(-1)
+    grad_query = None
+    grads: list[tuple[Tensor | None, Tensor | None]] = []
+    for keys in key_sets:
+        # [heads, queries, keys]
+        probability = _scores_log2(query, keys, scale).sub_(lse_log2).exp2_()
+        grad_key = grad_value = None
+        if needs.value:
+            weight = probability if keys.factor is None else probability * keys.factor
+            grad_value = torch.bmm(weight.transpose(1, 2), grad_out)
+        if needs.query or needs.key:
+            # [heads, queries, keys], turned step by step from dP into dS
+            grad_score = torch.bmm(grad_out, keys.value.transpose(1, 2))
+            if grad_kept is not None:
+                grad_score.add_(grad_kept.unsqueeze(-1))
+            if keys.factor is not None:
+                grad_score.mul_(keys.factor)
+            grad_score.sub_(delta.unsqueeze(-1)).mul_(probability)
+            if needs.query:
+                product = torch.bmm(grad_score, keys.key)
+                grad_query = product if grad_query is None else grad_query.add_(product)
+            if needs.key:
+                grad_key = torch.bmm(grad_score.transpose(1, 2), query).mul_(scale)
+        grads.append((grad_key, grad_value))
+    return (None if grad_query is None else grad_query.mul_(scale)), grads
