@@ -71,9 +71,7 @@ def mask(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got dtype {value.dtype}, expected bool, an integer or a float type.")
 
 
-def mask_shape(
-    attention_mask: Any, global_attention_mask: Any, shape: Any, device: Any
-) -> tuple[int, int, torch.device]:
+def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, device: Any) -> tuple[int, int, torch.device]:
     """(batch, seq_len, device) on which the masks and ``shape`` agree."""
     given = {"attention_mask": attention_mask, "global_attention_mask": global_attention_mask}
     given = {name: value for name, value in given.items() if value is not None}
@@ -187,7 +185,9 @@ def pattern_fits(pattern: Any, batch: int, heads: int, seq_len: int, device: tor
     if pattern.device != device:
         raise ValueError(f"pattern: got one on {pattern.device}, expected {device} like query: build it from masks there.")
     if len(pattern.dilations) not in (1, heads):
-        raise ValueError(f"dilation: got {len(pattern.dilations)} values, expected 1 or one for each of the {heads} query heads.")
+        raise ValueError(
+            f"dilation: got {len(pattern.dilations)} values, expected 1 or one for each of the {heads} query heads."
+        )
 
 
 def global_inputs(query: Tensor, query_global: Any, key_global: Any, value_global: Any, pattern: Any) -> None:
@@ -277,7 +277,9 @@ def dropout_threshold(dropout_p: Any) -> int:
     if threshold == 256:
         raise ValueError(f"dropout_p: got {dropout_p!r}, which drops everything; the largest usable value is {255 / 256}.")
     if threshold == 0 and dropout_p > 0:
-        raise ValueError(f"dropout_p: got {dropout_p!r}, which rounds to none of 256; the nearest usable values are 0 and {1 / 256}.")
+        raise ValueError(
+            f"dropout_p: got {dropout_p!r}, which rounds to none of 256; the nearest usable values are 0 and {1 / 256}."
+        )
     return threshold
 
 

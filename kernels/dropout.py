@@ -50,7 +50,9 @@ class Dropout:
         """What survivors are multiplied with, so that the expectation stays the same."""
         return 256 / (256 - self.threshold)
 
-    def factor_range(self, stream: Tensor, query: Tensor, first_key: int, last_key: int, residue: int, dtype: torch.dtype) -> Tensor:
+    def factor_range(
+        self, stream: Tensor, query: Tensor, first_key: int, last_key: int, residue: int, dtype: torch.dtype
+    ) -> Tensor:
         """Factors (0 or :attr:`scale`) for the contiguous keys ``first_key .. last_key - 1``: one Philox call serves 16 keys.
 
         Args:

@@ -15,12 +15,12 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from torch import Tensor
 
+# Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
 _BACKEND_MODULES = {"torch": "longformer_triton.kernels.blockwise"}
 
 _PATTERN = (
@@ -148,7 +148,9 @@ def global_rows_backward(
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
     module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)
     grads = _like_inputs(inputs, needs)
-    module.rows_backward((grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads)
+    module.rows_backward(
+        (grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads
+    )
     return grads
 
 

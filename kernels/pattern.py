@@ -14,17 +14,19 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
 from longformer_triton.kernels import checks, compaction
+from torch import Tensor
 
 _PICTURE_TOKENS = 64
 
 
-def in_band(query_position: Tensor, key_position: Tensor, left: int, right: int, dilation: int) -> Tensor:
+def in_band(query_position: Tensor, key_position: Tensor, left: int, right: int, dilation: int | Tensor) -> Tensor:
     """Whether each key lies in the window of each query; positions are absolute and broadcast against each other."""
     distance = key_position - query_position
-    return (distance % dilation == 0) & (distance >= -left * dilation) & (distance <= right * dilation)
+    inside = (distance >= -left * dilation) & (distance <= right * dilation)
+    if isinstance(dilation, int) and dilation == 1:
+        return inside
+    return inside & (distance % dilation == 0)
 
 
 def key_range(first_query: int, last_query: int, left: int, right: int, seq_len: int) -> tuple[int, int]:

@@ -7,10 +7,9 @@ forward pass, and memory is linear in length.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate
+from torch import Tensor
 
 
 def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:
@@ -21,7 +20,13 @@ def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:
 
 
 def local_map(
-    query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float, heads: list[int], rows: list[int], zero_global_rows: bool
+    query: Tensor,
+    key: Tensor,
+    pattern: AttentionPattern,
+    scale: float,
+    heads: list[int],
+    rows: list[int],
+    zero_global_rows: bool,
 ) -> Tensor:
     """(batch, len(heads), len(rows), G + left + 1 + right) in the accumulation type."""
     left, right = pattern.window

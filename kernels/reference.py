@@ -8,11 +8,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band
 from longformer_triton.kernels.precision import accumulate
+from torch import Tensor
 
 
 def _repeat_heads(states: Tensor, heads: int) -> Tensor:

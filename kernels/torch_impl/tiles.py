@@ -50,27 +50,53 @@ def bias_from(visible: Tensor, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, FLOOR)
 
 
-def _scores_log2(query: Tensor, keys: KeySet, scale: float) -> Tensor:
+class Workspace:
+    """Scratch tensors that live from tile to tile.
+
+    A tile's scores are megabytes: freed after each tile, they go back to the operating system, and fetching fresh pages then
+    costs as much as the exponentials (bench/LOG.md, "workspace").
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """An uninitialised contiguous tensor, valid until ``name`` is taken again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+def _scores_log2(query: Tensor, keys: KeySet, scale: float, out: Tensor) -> Tensor:
     """[heads, queries, keys]: scale * log2(e) * q k^T, FLOOR where a key is not visible."""
-    bias = query.new_zeros(()) if keys.bias is None else keys.bias
-    shape = (query.shape[0], query.shape[1], keys.key.shape[1])
-    return torch.baddbmm(bias.expand(shape), query, keys.key.transpose(1, 2), alpha=scale * LOG2E)
+    # With beta = 0 the first argument only stands there: its values, NaN included, are not read.
+    bias, beta = (out, 0) if keys.bias is None else (keys.bias.expand(out.shape), 1)
+    return torch.baddbmm(bias, query, keys.key.transpose(1, 2), beta=beta, alpha=scale * LOG2E, out=out)
 
 
-def forward_tile(query: Tensor, key_sets: Sequence[KeySet], scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+def forward_tile(
+    query: Tensor, key_sets: Sequence[KeySet], scale: float, workspace: Workspace
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Attention of one block of queries.
 
     Args:
         query: [heads, queries, head_dim], in the accumulation type.
-        key_sets: at least one, each with at least one key. Every row should see a key; a row that does not gets finite nonsense.
+        key_sets: at least one, each with at least one key. A row that sees no key gets finite nonsense.
         scale: factor on the scores.
+        workspace: scratch tensors to reuse.
 
     Returns:
-        out [heads, queries, value_dim]; lse [heads, queries], natural log; kept [heads, queries], the sum of the probabilities
+        out [heads, queries, value_dim], valid until the workspace is used again; lse [heads, queries], natural log; kept [heads, queries], the sum of the probabilities
         after dropout, or None without dropout.
     """
-    # [heads, queries, keys] for each set, then overwritten by unnormalised probabilities
-    probabilities = [_scores_log2(query, keys, scale) for keys in key_sets]
+    # Of each set [heads, queries, keys], then overwritten by unnormalised probabilities
+    heads, rows, _ = query.shape
+    probabilities = [
+        _scores_log2(query, keys, scale, workspace.take(f"scores {number}", query, heads, rows, keys.key.shape[1]))
+        for number, keys in enumerate(key_sets)
+    ]
     row_max = functools.reduce(torch.maximum, [scores.amax(-1, keepdim=True) for scores in probabilities])
     for scores in probabilities:
         scores.sub_(row_max).exp2_()
@@ -80,7 +106,8 @@ def forward_tile(query: Tensor, key_sets: Sequence[KeySet], scale: float) -> tup
         for part, keys in zip(probabilities, key_sets, strict=True):
             part.mul_(keys.factor)
         kept = sum(part.sum(-1, keepdim=True) for part in probabilities).div_(row_sum).squeeze(-1)
-    out = torch.bmm(probabilities[0], key_sets[0].value)
+    value_dim = key_sets[0].value.shape[2]
+    out = torch.bmm(probabilities[0], key_sets[0].value, out=workspace.take("out", query, heads, rows, value_dim))
     for part, keys in zip(probabilities[1:], key_sets[1:], strict=True):
         out.baddbmm_(part, keys.value)
     out.div_(row_sum)
@@ -96,6 +123,7 @@ def backward_tile(
     key_sets: Sequence[KeySet],
     scale: float,
     needs: Needs,
+    workspace: Workspace,
     grad_kept: Tensor | None = None,
 ) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
     """Gradients of :func:`forward_tile`; nothing that comes in is overwritten.
@@ -108,33 +136,41 @@ def backward_tile(
         key_sets: as in the forward pass.
         scale: as in the forward pass.
         needs: which gradients to compute.
+        workspace: scratch tensors to reuse.
         grad_kept: [heads, queries], gradient of ``kept``.
 
     Returns:
-        dquery, and for each key set (dkey, dvalue); None where not needed.
+        dquery, and for each key set (dkey, dvalue), valid until the workspace is used again; None where not needed.
     """
     lse_log2 = (lse * LOG2E).unsqueeze(-1)
+    scaled_query = query * scale
     grad_query = None
     grads: list[tuple[Tensor | None, Tensor | None]] = []
-    for keys in key_sets:
-        # [heads, queries, keys]
-        probability = _scores_log2(query, keys, scale).sub_(lse_log2).exp2_()
+    heads, rows, head_dim = query.shape
+    for number, keys in enumerate(key_sets):
+        # Scores and all that follows from them: [heads, queries, keys]
+        shape = (heads, rows, keys.key.shape[1])
+        probability = _scores_log2(query, keys, scale, workspace.take("probability", query, *shape)).sub_(lse_log2).exp2_()
         grad_key = grad_value = None
         if needs.value:
             weight = probability if keys.factor is None else probability * keys.factor
-            grad_value = torch.bmm(weight.transpose(1, 2), grad_out)
+            buffer = workspace.take(f"grad_value {number}", query, heads, shape[2], keys.value.shape[2])
+            grad_value = torch.bmm(weight.transpose(1, 2), grad_out, out=buffer)
         if needs.query or needs.key:
             # [heads, queries, keys], turned step by step from dP into dS
-            grad_score = torch.bmm(grad_out, keys.value.transpose(1, 2))
+            grad_score = torch.bmm(grad_out, keys.value.transpose(1, 2), out=workspace.take("grad_score", query, *shape))
             if grad_kept is not None:
                 grad_score.add_(grad_kept.unsqueeze(-1))
             if keys.factor is not None:
                 grad_score.mul_(keys.factor)
             grad_score.sub_(delta.unsqueeze(-1)).mul_(probability)
             if needs.query:
-                product = torch.bmm(grad_score, keys.key)
-                grad_query = product if grad_query is None else grad_query.add_(product)
+                if grad_query is None:
+                    grad_query = torch.bmm(grad_score, keys.key, out=workspace.take("grad_query", query, *query.shape))
+                else:
+                    grad_query.baddbmm_(grad_score, keys.key)
             if needs.key:
-                grad_key = torch.bmm(grad_score.transpose(1, 2), query).mul_(scale)
+                buffer = workspace.take(f"grad_key {number}", query, heads, shape[2], head_dim)
+                grad_key = torch.bmm(grad_score.transpose(1, 2), scaled_query, out=buffer)
         grads.append((grad_key, grad_value))
     return (None if grad_query is None else grad_query.mul_(scale)), grads

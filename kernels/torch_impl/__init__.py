@@ -1,0 +1,1 @@
+"""Parts of the PyTorch backend; `kernels/blockwise.py` is its entry."""

@@ -1,0 +1,81 @@
+"""The PyTorch backend where every query sees every real key (window >= seq_len): PyTorch's fused CPU attention.
+
+There a band saves nothing, and the fused kernel, which keeps its scores in cache, is twice as fast as the blocks of
+:mod:`blockwise` (bench/LOG.md, "dense path"). It takes the log-sum-exp back in its backward, so both directions are exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import accumulate
+from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
+from torch import Tensor
+
+
+def applies(pattern: AttentionPattern, query: Tensor) -> bool:
+    """Whether the window covers all pairs on a CPU; global keys then add nothing."""
+    left, right = pattern.window
+    reach = pattern.seq_len - 1
+    return query.is_cpu and left >= reach and (right >= reach or pattern.is_causal) and set(pattern.dilations) == {1}
+
+
+def _bias(pattern: AttentionPattern, query: Tensor) -> Tensor | None:
+    """(batch, 1, 1, seq_len) additive mask of padding; None when all tokens are real."""
+    if pattern.key_mask is None:
+        return None
+    visible = pattern.key_mask[:, None, None, :]
+    return torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, max(FLOOR, torch.finfo(query.dtype).min))
+
+
+def _blank(states: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Masked tokens as zeros, so that no NaN there meets a product."""
+    if key_mask is None or bool(key_mask.all()):
+        return states
+    return states.masked_fill(~key_mask[:, None, :, None], 0)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, out: Tensor, lse: Tensor
+) -> None:
+    """Fill out and lse of the rows of real tokens; masked rows get finite nonsense."""
+    group = query.shape[1] // key.shape[1]
+    query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
+    for member in range(group):
+        heads = slice(member, None, group)
+        out[:, heads], lse[:, heads] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, heads], key, value, 0.0, pattern.is_causal, attn_mask=_bias(pattern, query), scale=scale
+        )
+
+
+def backward(
+    grad_out: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: AttentionPattern,
+    scale: float,
+    needs: Needs,
+    grads: list[Tensor],
+) -> None:
+    """Fill ``grads`` of query, key, value where needed; rows with a huge ``lse`` give nothing."""
+    group = query.shape[1] // key.shape[1]
+    query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
+    if grad_out.stride(-1) != 1:  # the gradient of a sum arrives with strides of zero
+        grad_out = grad_out.contiguous()
+    key_parts, value_parts = [], []
+    for member in range(group):
+        heads = slice(member, None, group)
+        grad_query, grad_key, grad_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out[:, heads], query[:, heads], key, value, out[:, heads], lse[:, heads],
+            0.0, pattern.is_causal, attn_mask=_bias(pattern, query), scale=scale,
+        )  # fmt: skip
+        if needs.query:
+            grads[0][:, heads] = grad_query
+        key_parts.append(grad_key)
+        value_parts.append(grad_value)
+    for needed, total, parts in ((needs.key, grads[1], key_parts), (needs.value, grads[2], value_parts)):
+        if needed:
+            total.copy_(parts[0] if group == 1 else sum(accumulate(part) for part in parts))

@@ -1,0 +1,121 @@
+"""The PyTorch backend's rows of global queries: full attention of a few rows over all real keys, block by block.
+
+The same blocks serve the rows inside ``longformer_attention`` and, alone, absorbed global projections, whose "keys" and "values"
+are the hidden states themselves (arXiv 2004.05150, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import accumulate, accumulation_dtype
+from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
+from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, Workspace, backward_tile, bias_from, forward_tile
+from torch import Tensor
+
+# Scores held at once: a block has as many rows as fit, and at least one.
+_SCORES = 1 << 21
+
+
+class RowBlock(NamedTuple):
+    """Some global queries of one sample and all its real keys, in the accumulation type."""
+
+    heads: slice  # of the queries; all key heads line up with them
+    columns: slice  # of global_index
+    position: Tensor  # [rows] int64, where these queries stand
+    span: slice  # from the first to the last real token
+    query: Tensor  # [heads, rows, channels]
+    keys: KeySet
+
+
+def blocks(inputs: Sequence[Tensor], sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
+    """Every block of a sample; ``inputs`` are query (batch, heads, G, channels), key and value (batch, key_heads, seq_len, ...)."""
+    count = len(sample.global_position)
+    if count == 0:
+        return
+    query, key, value = (accumulate(states[sample.number]) for states in inputs)
+    group = query.shape[0] // key.shape[0]
+    span = slice(sample.first, sample.last)
+    hole = None if sample.hole is None else sample.hole[span]
+    key, value = blank(key[:, span], hole), blank(value[:, span], hole)
+    bias = None if hole is None else bias_from(~hole[None], key.dtype)
+    rows = max(1, _SCORES // (key.shape[0] * key.shape[1]))
+    for member in range(group):
+        heads = slice(member, None, group)
+        stream = sample.number * query.shape[0] + torch.arange(query.shape[0], device=query.device)[heads]
+        for start in range(0, count, rows):
+            columns = slice(start, min(start + rows, count))
+            position = sample.global_position[columns]
+            factor = None
+            if dropout is not None:
+                factor = dropout.factor_range(stream, position, sample.first, sample.last, 0, key.dtype)
+            yield RowBlock(heads, columns, position, span, query[heads, columns], KeySet(key, value, bias, factor))
+
+
+def backward_block(
+    block: RowBlock,
+    given: tuple[Tensor, Tensor | None, Tensor | None],
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    scale: float,
+    sums: Accumulator,
+    workspace: Workspace,
+) -> None:
+    """Add a block's gradients to ``sums``; ``saved`` are its (out, lse, kept), ``given`` the gradients of these."""
+    grad_out, grad_lse, grad_kept = given
+    out, lse, kept = saved
+    grad_out = accumulate(grad_out)
+    delta = (grad_out * accumulate(out)).sum(-1)
+    if grad_lse is not None:
+        delta -= grad_lse
+    if grad_kept is not None and kept is not None:
+        delta += grad_kept * kept
+    grad_query, [(grad_key, grad_value)] = backward_tile(
+        block.query, grad_out, lse, delta, [block.keys], scale, sums.needs, workspace, grad_kept
+    )
+    sums.add(0, block.heads, block.columns, grad_query)
+    sums.add(1, slice(None), block.span, grad_key)
+    sums.add(2, slice(None), block.span, grad_value)
+
+
+def rows_forward(
+    inputs: tuple[Tensor, ...], pattern: AttentionPattern, scale: float, dropout: Dropout | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(context, lse, kept) of operator ``global_rows``; rows past a sample's count are 0, -inf and 0."""
+    query = inputs[0]
+    context = torch.zeros_like(query)
+    lse = query.new_full(query.shape[:3], -torch.inf, dtype=accumulation_dtype(query.dtype))
+    kept = torch.zeros_like(lse)
+    workspace = Workspace()
+    for sample in read_samples(pattern):
+        for block in blocks(inputs, sample, dropout):
+            index = (sample.number, block.heads, block.columns)
+            context[index], lse[index], block_kept = forward_tile(block.query, [block.keys], scale, workspace)
+            kept[index] = 1 if block_kept is None else block_kept
+    return context, lse, kept
+
+
+def rows_backward(
+    given: tuple[Tensor | None, Tensor | None, Tensor | None],
+    saved: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, ...],
+    pattern: AttentionPattern,
+    scale: float,
+    dropout: Dropout | None,
+    needs: list[bool],
+    grads: list[Tensor],
+) -> None:
+    """Gradients of operator ``global_rows``, written into ``grads`` where needed."""
+    grad_context = torch.zeros_like(saved[0]) if given[0] is None else given[0]
+    workspace = Workspace()
+    for sample in read_samples(pattern):
+        sums = Accumulator(inputs, grads, Needs(*needs), sample.number)
+        for block in blocks(inputs, sample, dropout):
+            index = (sample.number, block.heads, block.columns)
+            block_given = (grad_context[index], *(None if grad is None else grad[index] for grad in given[1:]))
+            block_saved = (saved[0][index], saved[1][index], saved[2][index])
+            backward_block(block, block_given, block_saved, scale, sums, workspace)
+        sums.store()
