@@ -151,7 +151,7 @@ class _Blocks:
 
 
 def _dead_rows(pattern: AttentionPattern, sample: Sample, with_rows: bool) -> Tensor | None:
-    """(seq_len,) bool, True where the window's output is discarded: masked tokens, and global ones that get rows of their own."""
+    """(seq_len,) bool, True where the window's output is discarded: masked tokens, and global ones with rows of their own."""
     if with_rows and pattern.global_mask is not None:
         dead = pattern.global_mask[sample.number]
         return dead if sample.hole is None else dead | sample.hole

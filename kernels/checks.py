@@ -311,7 +311,11 @@ def selection(name: str, value: Sequence[int] | None, size: int) -> list[int]:
 def why_not(backend: str, device: torch.device) -> str | None:
     """None when ``backend`` runs on ``device``, else the reason. One probe for choosing, listing and refusing."""
     if backend == "triton":
-        return "this version has no Triton kernels"
+        return (
+            "this version has no Triton kernels yet"
+            if device.type == "cuda"
+            else f"Triton drives GPUs, not {device.type} devices"
+        )
     return None
 
 

@@ -87,7 +87,10 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     "longformer_triton::attention_backward",
     mutates_args=(),
-    schema=f"(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[] needs, {_INPUTS}, {_PATTERN}, {_OPTIONS}) -> Tensor[]",
+    schema=(
+        "(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool[] needs, "
+        f"{_INPUTS}, {_PATTERN}, {_OPTIONS}) -> Tensor[]"
+    ),
 )
 def attention_backward(
     grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor, needs: list[bool], *arguments: Any
@@ -101,8 +104,9 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, needs: list[bool], *arguments: Any) -> list[Tensor]:
-    return _like_inputs(arguments[:_NUM_INPUTS], needs)
+def _(*arguments: Any) -> list[Tensor]:
+    needs, inputs = arguments[4], arguments[5 : 5 + _NUM_INPUTS]
+    return _like_inputs(inputs, needs)
 
 
 @torch.library.custom_op(
@@ -111,8 +115,8 @@ def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, needs
 def global_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Full attention of the rows at ``global_index``.
 
-    Takes query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels), any number of channels; returns
-    context (batch, heads, G, channels), lse and kept (batch, heads, G), kept being the sum of the probabilities after dropout.
+    Takes query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels), any number of channels;
+    returns context (batch, heads, G, channels), lse and kept (batch, heads, G), kept being the sum of the probabilities after dropout.
     """
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
     module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)

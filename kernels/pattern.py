@@ -4,8 +4,8 @@ A query token ``i`` sees a key token ``j`` when both are real tokens and
 
     (j is global)  or  (j = i + m * dilation  for some  -left <= m <= right)
 
-and, in a causal pattern, ``j <= i`` as well (Beltagy, Peters, Cohan 2020, arXiv 2004.05150, sections 3.1 and 3.2). Every backend
-calls :func:`in_band` and :func:`key_range` or has a jitted twin of them; nothing else in the package restates the rule.
+and, in a causal pattern, ``j <= i`` as well (Beltagy, Peters, Cohan 2020, arXiv 2004.05150, sections 3.1 and 3.2). Every
+backend calls :func:`in_band` and :func:`key_range` or has a jitted twin of them; nothing else in the package restates the rule.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ class AttentionPattern:
 
     @property
     def device(self) -> torch.device:
+        """Where the pattern lives."""
         return self.global_index.device
 
     def with_window(self, window: int | tuple[int, int]) -> AttentionPattern:

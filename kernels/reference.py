@@ -66,7 +66,7 @@ def attention(
 def global_rows(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(context, lse, kept) of the rows at ``global_index``, (batch, heads, G, ...), in the accumulation type; 0 and -inf at -1."""
+    """(context, lse, kept) of the rows at ``global_index``, (batch, heads, G, ...), accumulation type; 0 and -inf at -1."""
     key, value = (_zero_masked(accumulate(tensor), pattern.key_mask) for tensor in (key, value))
     real = (pattern.global_index >= 0)[:, None, :, None]
     visible = real.expand(-1, -1, -1, pattern.seq_len)

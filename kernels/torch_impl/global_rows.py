@@ -1,7 +1,7 @@
 """The PyTorch backend's rows of global queries: full attention of a few rows over all real keys, block by block.
 
-The same blocks serve the rows inside ``longformer_attention`` and, alone, absorbed global projections, whose "keys" and "values"
-are the hidden states themselves (arXiv 2004.05150, section 3.1).
+The same blocks serve the rows inside ``longformer_attention`` and, alone, absorbed global projections, whose "keys" and
+"values" are the hidden states themselves (arXiv 2004.05150, section 3.1).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RowBlock(NamedTuple):
 
 
 def blocks(inputs: Sequence[Tensor], sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
-    """Every block of a sample; ``inputs`` are query (batch, heads, G, channels), key and value (batch, key_heads, seq_len, ...)."""
+    """Every block of a sample; ``inputs`` are query (batch, heads, G, channels), key and value (batch, key_heads, seq_len, _)."""
     count = len(sample.global_position)
     if count == 0:
         return

@@ -69,6 +69,7 @@ class Accumulator:
             total.index_add_(1, tokens, tile)
 
     def store(self) -> None:
+        """Round the sums into the results, where they are not the results themselves."""
         for target, total in zip(self.targets, self.sums, strict=True):
             if target is not None and target is not total:
                 target.copy_(total)

@@ -88,8 +88,8 @@ def forward_tile(
         workspace: scratch tensors to reuse.
 
     Returns:
-        out [heads, queries, value_dim], valid until the workspace is used again; lse [heads, queries], natural log; kept [heads, queries], the sum of the probabilities
-        after dropout, or None without dropout.
+        out [heads, queries, value_dim], valid until the workspace is used again; lse [heads, queries], natural log; kept
+        [heads, queries], the sum of the probabilities after dropout, or None without dropout.
     """
     # Of each set [heads, queries, keys], then overwritten by unnormalised probabilities
     heads, rows, _ = query.shape
