@@ -1,0 +1,141 @@
+"""One cell, measured: first call, check against the reference, peak extra memory, then the times."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from longformer_triton.bench import check
+from longformer_triton.bench.cases import TRAINING, Case, Inputs, useful_flops
+from longformer_triton.bench.providers import PROVIDERS, Provider, Run
+
+_FEWEST, _MOST = 3, 60
+_L2_FLUSH_BYTES = 256 << 20
+
+
+@dataclasses.dataclass
+class Measurement:
+    """What a cell gives: milliseconds, MiB of extra memory at the peak, useful TFLOP/s at the median, error against float64."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    repeats: int
+    first_call_ms: float
+    peak_extra_mib: float
+    useful_tflops: float
+    relative_error: float
+
+
+class Cell:
+    """A provider set up for a case: :meth:`call` is what is timed."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.provider: Provider = PROVIDERS[case.provider]
+        self.inputs = Inputs.random(case, device)
+        self.leaves = {name: leaf for name, leaf in self.inputs.packed.items() if self._reaches(name)}
+        start = time.perf_counter()
+        self._run: Run = self.provider.prepare(self.inputs)
+        first = self.call()
+        self.synchronize()
+        self.first_call_ms = (time.perf_counter() - start) * 1e3
+        self.error = self._check(*first)
+
+    def _reaches(self, name: str) -> bool:
+        return self.provider.is_windowed or not name.endswith("_global")
+
+    def call(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """(output, gradients by name): forward alone without a graph, or forward and backward."""
+        if self.case.direction != TRAINING:
+            with torch.no_grad():
+                return self._run(), {}
+        out = self._run()
+        grads = torch.autograd.grad(out, list(self.leaves.values()), self.inputs.grad_out)
+        return out, dict(zip(self.leaves, grads, strict=True))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _check(self, out: Tensor, grads: dict[str, Tensor]) -> float:
+        error = check.check_output(self.inputs, out, self.provider.is_windowed)
+        if grads:
+            error = max(error, check.check_gradients(self.inputs, grads, self.provider.is_windowed))
+        return error
+
+    def time_once(self) -> float:
+        """Milliseconds of one call; on a GPU by events, with a cold L2 cache."""
+        if self.device.type == "cuda":
+            torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device=self.device).zero_()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            self.call()
+            end.record()
+            self.synchronize()
+            return begin.elapsed_time(end)
+        start = time.perf_counter()
+        self.call()
+        return (time.perf_counter() - start) * 1e3
+
+
+def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most memory that a call holds at once beyond what was there before.
+
+    On a GPU the allocator says so. On a CPU resident size does not show it, since freed memory is reused; the running sum of
+    the profiler's allocation events does, to the byte.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    running = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        peak = max(peak, running)
+    return peak
+
+
+def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measurement:
+    """Percentiles of the samples, and the rates that follow."""
+    ordered = sorted(samples_ms)
+    cuts = statistics.quantiles(ordered, n=10, method="inclusive") if len(ordered) > 1 else ordered * 9
+    median = statistics.median(ordered)
+    return Measurement(
+        p20_ms=round(cuts[1], 4),
+        p50_ms=round(median, 4),
+        p80_ms=round(cuts[7], 4),
+        repeats=len(ordered),
+        first_call_ms=round(cell.first_call_ms, 3),
+        peak_extra_mib=round(peak_bytes / 2**20, 3),
+        useful_tflops=round(useful_flops(cell.case) / median / 1e9, 5),
+        relative_error=float(f"{cell.error:.2e}"),
+    )
+
+
+def measure(case: Case, device: torch.device, cell_seconds: float) -> Measurement:
+    """Measure one cell; repeats fill ``cell_seconds``, and are three at least.
+
+    Raises:
+        check.WrongAnswerError: the provider's numbers are not the reference's.
+        torch.OutOfMemoryError: as the device says.
+    """
+    cell = Cell(case, device)
+    peak = peak_extra_bytes(cell.call, device)
+    samples: list[float] = []
+    deadline = time.perf_counter() + cell_seconds
+    while len(samples) < _FEWEST or (time.perf_counter() < deadline and len(samples) < _MOST):
+        samples.append(cell.time_once())
+    return summarise(cell, samples, peak)

@@ -1,0 +1,223 @@
+"""Pictures from the CSV alone: scaling with length, cost of the window, and where the window wins."""
+
+from __future__ import annotations
+
+import pathlib
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from longformer_triton.bench.cases import DIRECTIONS
+from longformer_triton.bench.providers import PROVIDERS
+from longformer_triton.bench.record import FILE_NAME, OK
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; each provider also has its own marker.
+_STYLE = {
+    "ours-triton": ("#D55E00", "D"),
+    "ours-torch": ("#0072B2", "o"),
+    "sdpa": ("#000000", "s"),
+    "flex": ("#009E73", "^"),
+    "transformers": ("#CC79A7", "v"),
+    "reference": ("#E69F00", "x"),
+}
+_OTHER_STYLE = ("#56B4E9", "P")
+_SETTINGS = {
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "svg.hashsalt": "longformer-triton",
+}
+_OURS = ("ours-triton", "ours-torch")
+
+
+def load(folder: pathlib.Path) -> pd.DataFrame:
+    """The measured cells of a results folder, the last row of each.
+
+    Raises:
+        ValueError: there is no such file, or it holds no measured cell.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise ValueError(f"folder: {path} does not exist; run `longformer-triton bench sweep --out {folder}` first.")
+    frame = pd.read_csv(path, keep_default_na=True)
+    keys = ["provider", "direction", "seq_len", "window", "batch", "heads", "head_dim", "dtype", "num_globals"]
+    frame = frame.drop_duplicates(keys, keep="last")
+    frame = frame[frame["status"] == OK]
+    if frame.empty:
+        raise ValueError(f"folder: {path} holds no measured cell, so there is nothing to draw.")
+    return frame
+
+
+def fitted_exponent(lengths: np.ndarray, values: np.ndarray) -> float | None:
+    """The slope of log value over log length, by least squares on the longer half of the points; None below three points."""
+    keep = max(3, (len(lengths) + 1) // 2)
+    lengths, values = lengths[-keep:], values[-keep:]
+    if len(lengths) < 3 or np.any(values <= 0):
+        return None
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+
+
+def _title(provider: str) -> str:
+    return PROVIDERS[provider].title if provider in PROVIDERS else provider
+
+
+def _main_window(frame: pd.DataFrame) -> int:
+    """The window of the scaling picture: 512, the paper's, or the middle one that was measured."""
+    windows = sorted(frame["window"].dropna().astype(int).unique())
+    if not windows:
+        raise ValueError("folder: no windowed provider was measured, so there is nothing to draw.")
+    return 512 if 512 in windows else windows[len(windows) // 2]
+
+
+def _lines(axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: bool) -> None:
+    for provider, rows in frame.groupby("provider", sort=False):
+        rows = rows.sort_values(x)
+        color, marker = _STYLE.get(str(provider), _OTHER_STYLE)
+        label = _title(str(provider))
+        if with_exponent:
+            exponent = fitted_exponent(rows[x].to_numpy(float), rows[column].to_numpy(float))
+            label += "" if exponent is None else f": $N^{{{exponent:.2f}}}$"
+        axes.plot(rows[x], rows[column], color=color, marker=marker, markersize=6, linewidth=2, label=label)
+        if column == "p50_ms":
+            axes.fill_between(rows[x], rows["p20_ms"], rows["p80_ms"], color=color, alpha=0.15, linewidth=0)
+
+
+def _log_axes(axes: Axes, ticks: list[int], x_label: str, y_label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+
+
+def _short(number: int) -> str:
+    return f"{number // 1024}k" if number >= 1024 and number % 1024 == 0 else str(number)
+
+
+def _setting(frame: pd.DataFrame) -> str:
+    """One line that says what was measured and where."""
+    first = frame.iloc[0]
+    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} threads"
+    num_globals = int(first["num_globals"])
+    tokens = "no global token" if num_globals == 0 else f"{num_globals} global tokens"
+    return (
+        f"batch {int(first['batch'])}, {int(first['heads'])} heads, head_dim {int(first['head_dim'])}, {first['dtype']}, "
+        f"{tokens}; {first['device']}{threads}, torch {first['torch']}"
+    )
+
+
+def draw_scaling(frame: pd.DataFrame) -> Figure:
+    """Time and peak extra memory against length, log-log, with fitted exponents; full attention for contrast."""
+    window = _main_window(frame)
+    frame = frame[frame["window"].isna() | (frame["window"] == window)]
+    directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
+    figure = Figure(figsize=(6.2 * len(directions), 10.2), layout="constrained")
+    grid = figure.subplots(2, len(directions), squeeze=False, sharex=True)
+    ticks = sorted(frame["seq_len"].unique())
+    for column, direction in enumerate(directions):
+        rows = frame[frame["direction"] == direction]
+        for axes, value, label in (
+            (grid[0][column], "p50_ms", "milliseconds a call (median, p20 to p80)"),
+            (grid[1][column], "peak_extra_mib", "peak extra memory, MiB"),
+        ):
+            _lines(axes, rows, value, "seq_len", with_exponent=True)
+            _log_axes(axes, ticks, "sequence length N, tokens", label)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high * (high / low) ** 0.42)  # room for the legend above the lines
+            axes.legend(fontsize=10, loc="upper left")
+        grid[0][column].set_title(direction)
+    figure.suptitle(f"Attention with a window of {window} tokens against full attention\n", fontsize=15)
+    figure.text(0.5, 0.962, _setting(frame), ha="center", va="top", fontsize=9)
+    return figure
+
+
+def draw_windows(frame: pd.DataFrame) -> Figure:
+    """Time against the window at the longest length that windowed providers share; full attention as a level line."""
+    directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
+    figure = Figure(figsize=(6.2 * len(directions), 5.4), layout="constrained")
+    grid = figure.subplots(1, len(directions), squeeze=False)
+    for axes, direction in zip(grid[0], directions, strict=True):
+        rows = frame[frame["direction"] == direction]
+        windowed = rows[rows["window"].notna()]
+        length = int(windowed[windowed["provider"].isin(_OURS)]["seq_len"].max())
+        at_length = windowed[windowed["seq_len"] == length]
+        _lines(axes, at_length, "p50_ms", "window", with_exponent=False)
+        full = rows[rows["window"].isna() & (rows["seq_len"] == length)]
+        for _, row in full.iterrows():
+            axes.axhline(row["p50_ms"], color=_STYLE["sdpa"][0], linestyle="--", label=_title(row["provider"]))
+        _log_axes(axes, sorted(at_length["window"].astype(int).unique()), "window, tokens (both sides)", "milliseconds a call")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.35)
+        axes.set_title(f"{direction}, N = {_short(length)}")
+        axes.legend(fontsize=10, loc="upper left")
+    figure.suptitle("Cost of the window", fontsize=15)
+    figure.supxlabel(_setting(frame), fontsize=9)
+    return figure
+
+
+def draw_speedup(frame: pd.DataFrame) -> Figure | None:
+    """A map over length and window: how many times faster than full attention; None without a pair to compare."""
+    ours = next((name for name in _OURS if name in set(frame["provider"])), None)
+    full = frame[frame["provider"] == "sdpa"].set_index(["direction", "seq_len"])["p50_ms"]
+    if ours is None or full.empty:
+        return None
+    rows = frame[frame["provider"] == ours].copy()
+    rows["speedup"] = [
+        full.get((direction, length), np.nan) / time
+        for direction, length, time in zip(rows["direction"], rows["seq_len"], rows["p50_ms"], strict=True)
+    ]
+    directions = [direction for direction in DIRECTIONS if direction in set(rows["direction"])]
+    figure = Figure(figsize=(6.2 * len(directions), 4.8), layout="constrained")
+    grid = figure.subplots(1, len(directions), squeeze=False)
+    largest = float(np.nanmax(np.abs(np.log2(rows["speedup"]))))
+    for axes, direction in zip(grid[0], directions, strict=True):
+        table = rows[rows["direction"] == direction].pivot_table(
+            index="window", columns="seq_len", values="speedup", dropna=False
+        )
+        image = axes.imshow(np.log2(table), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", origin="lower")
+        for y, x in np.ndindex(table.shape):
+            value = table.iloc[y, x]
+            text = "not\nmeasured" if np.isnan(value) else f"{value:.2g}x" if value < 10 else f"{value:.0f}x"
+            dark = not np.isnan(value) and abs(np.log2(value)) > 0.6 * largest
+            axes.text(
+                x, y, text, ha="center", va="center", fontsize=9 if np.isnan(value) else 13, color="white" if dark else "black"
+            )
+        axes.set_xticks(range(table.shape[1]), [_short(int(length)) for length in table.columns])
+        axes.set_yticks(range(table.shape[0]), [str(int(window)) for window in table.index])
+        axes.set_xlabel("sequence length N, tokens")
+        axes.set_ylabel("window, tokens (both sides)")
+        axes.set_title(direction)
+        axes.grid(visible=False)
+    bar = figure.colorbar(image, ax=grid.ravel().tolist(), label="times faster (purple: slower)")
+    whole = int(largest)
+    marks = range(-whole, whole + 1, max(1, whole // 3))
+    bar.set_ticks(list(marks), labels=[f"{2.0**mark:.2g}x" for mark in marks])
+    figure.suptitle(f"{_title(ours)} against full attention (PyTorch SDPA)", fontsize=14)
+    figure.supxlabel(_setting(frame), fontsize=9)
+    return figure
+
+
+def draw_all(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draw every picture of a results folder as PNG and SVG; returns the files.
+
+    Raises:
+        ValueError: the folder holds nothing to draw.
+    """
+    frame = load(folder)
+    written = []
+    with mpl.rc_context(_SETTINGS):
+        figures = {"scaling": draw_scaling(frame), "windows": draw_windows(frame), "speedup": draw_speedup(frame)}
+        for name, figure in figures.items():
+            if figure is None:
+                continue
+            for suffix, options in ((".png", {"dpi": 110}), (".svg", {"metadata": {"Date": None}})):
+                path = folder / f"{name}{suffix}"
+                figure.savefig(path, **options)
+                written.append(path)
+    return written

@@ -1,0 +1,99 @@
+"""The child process that measures: if a cell kills it, the sweep notes that and starts another."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import multiprocessing.connection
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from longformer_triton.bench.cases import Case
+from longformer_triton.bench.measure import Measurement
+from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, WRONG
+
+_POLL_SECONDS = 0.1
+
+Outcome = tuple[str, str, Measurement | None]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _serve(connection: multiprocessing.connection.Connection, device_name: str, threads: int | None) -> None:
+    """Measure case after case until the other end closes."""
+    import torch
+
+    from longformer_triton.bench.check import WrongAnswerError
+    from longformer_triton.bench.measure import measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    while True:
+        try:
+            case, cell_seconds = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            outcome: Outcome = (OK, "", measure(case, device, cell_seconds))
+        except WrongAnswerError as error:
+            outcome = (WRONG, str(error), None)
+        except KeyboardInterrupt:
+            return
+        except Exception as error:
+            status = OUT_OF_MEMORY if _is_out_of_memory(error) else ERROR
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            lines = str(error).strip().splitlines()
+            outcome = (status, f"{type(error).__name__}: {lines[0] if lines else ''} ({last.name}:{last.lineno})", None)
+        connection.send(outcome)
+
+
+class Worker:
+    """A child process that takes one case at a time and is replaced when it dies."""
+
+    def __init__(self, device: str, threads: int | None, serve: Callable[..., None] = _serve) -> None:
+        self._arguments = (device, threads)
+        self._serve = serve
+        self._process: Any = None
+        self._connection: Any = None
+
+    def _start(self) -> None:
+        # Spawned, not forked: a fork of a process that has used torch's threads or a GPU does not work.
+        context = mp.get_context("spawn")
+        self._connection, child = context.Pipe()
+        self._process = context.Process(target=self._serve, args=(child, *self._arguments), daemon=True)
+        self._process.start()
+        child.close()
+
+    def run(self, case: Case, cell_seconds: float, deadline: float | None) -> Outcome | None:
+        """The outcome of one cell, or None when ``deadline`` (of ``time.monotonic``) came first; the child is then stopped."""
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        self._connection.send((case, cell_seconds))
+        while True:
+            try:
+                if self._connection.poll(_POLL_SECONDS):
+                    return self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                self._process.join()
+                code = self._process.exitcode
+                self.stop()
+                hint = ", as when the system runs out of memory" if code == -9 else ""
+                return DIED, f"the measuring process ended with exit code {code}{hint}", None
+            if deadline is not None and time.monotonic() > deadline:
+                self.stop()
+                return None
+
+    def stop(self) -> None:
+        """End the child, whatever it is doing."""
+        if self._process is not None and self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None

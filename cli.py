@@ -1,0 +1,178 @@
+"""The console command ``longformer-triton``. Each subcommand imports its room when it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Longformer attention: exact, linear, measured.")
+bench = typer.Typer(no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+_BENCH_PACKAGES = ("matplotlib", "pandas", "psutil")
+
+
+@bench.callback()
+def prepare_bench() -> None:
+    """Measure attention and draw what came out."""
+    # Read when torch loads: its profiler, which measures memory, otherwise logs two lines for every cell.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    missing = [name for name in _BENCH_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        _fail(f"{', '.join(missing)}: not installed; run: pip install 'longformer-triton[bench]'")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers; a k stands for 1024."""
+    try:
+        return tuple(int(part[:-1]) * 1024 if part.endswith("k") else int(part) for part in text.split(","))
+    except ValueError:
+        message = f"got {text!r}, expected whole numbers separated by commas, such as 512,1k,16k"
+        raise typer.BadParameter(message, param_hint=name) from None
+
+
+def _device(requested: str | None) -> str:
+    import torch
+
+    if requested is not None:
+        return requested
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Folder = Annotated[pathlib.Path, typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the default is a GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's.", min=1)]
+
+
+@bench.command()
+def sweep(
+    out: Folder = pathlib.Path("results"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small default that ends within three minutes on two cores.")
+    ] = False,
+    lengths: Annotated[str | None, typer.Option(help="Sequence lengths, such as 1k,4k,16k.")] = None,
+    windows: Annotated[str | None, typer.Option(help="Windows in tokens, both sides together, such as 128,512.")] = None,
+    providers: Annotated[str | None, typer.Option(help="Comma-separated; the default is all that run.")] = None,
+    direction: Annotated[str | None, typer.Option(help="forward or forward+backward; the default is both.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    heads: Annotated[int | None, typer.Option(min=1)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    num_globals: Annotated[int | None, typer.Option(help="Global tokens at the start.", min=0)] = None,
+    device: Device = None,
+    threads: Threads = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
+    cell_seconds: Annotated[float | None, typer.Option(help="Seconds of repeats a cell.", min=0)] = None,
+    max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+) -> None:
+    """Sweep sequence length and window over every provider, and draw time, memory and speed-up.
+
+    Examples:
+
+        longformer-triton bench sweep --quick
+
+        longformer-triton bench sweep --lengths 1k,4k,16k,64k --windows 256,512 --out results/long
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from longformer_triton.bench.sweep import Plan, run_sweep, unavailable
+
+    place = _device(device)
+    plan = Plan.quick(place) if quick else Plan(device=place)
+    given = {
+        "lengths": None if lengths is None else _numbers("--lengths", lengths),
+        "windows": None if windows is None else _numbers("--windows", windows),
+        "providers": None if providers is None else tuple(providers.split(",")),
+        "directions": None if direction is None else (direction,),
+        "batch": batch,
+        "heads": heads,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "num_globals": num_globals,
+        "threads": threads,
+        "time_limit": time_limit,
+        "cell_seconds": cell_seconds,
+        "max_call_seconds": max_call_seconds,
+    }
+    plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+    console = Console()
+    try:
+        plan.validate()
+        for name, reason in unavailable(plan).items():
+            console.print(f"not measured: {name}: {reason}")
+        finished = run_sweep(plan, out, console)
+    except ValueError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
+        raise typer.Exit(130) from None
+    if not finished:
+        console.print("the time limit came first; the same command resumes.")
+    _draw(out)
+
+
+def _draw(folder: pathlib.Path) -> None:
+    from longformer_triton.bench.plot import draw_all
+
+    try:
+        for path in draw_all(folder):
+            typer.echo(str(path))
+    except ValueError as error:
+        _fail(str(error))
+
+
+@bench.command()
+def plot(folder: Annotated[pathlib.Path, typer.Argument(help="A folder that a sweep wrote.")]) -> None:
+    """Draw the pictures of a results folder again, from its CSV alone."""
+    _draw(folder)
+
+
+@bench.command()
+def compare(first: pathlib.Path, second: pathlib.Path) -> None:
+    """Print the ratio of every cell that two results folders share (second over first)."""
+    from rich.console import Console
+
+    from longformer_triton.bench.compare import as_table, pair_up
+
+    try:
+        Console().print(as_table(pair_up(first, second)))
+    except ValueError as error:
+        _fail(str(error))
+
+
+@bench.command()
+def core(
+    out: Folder = pathlib.Path("results/core"),
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(help="How often each variant runs.", min=2)] = 7,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare the attention core with transformers and full SDPA, side by side in one process: 12 heads, window 512."""
+    from rich.console import Console
+
+    from longformer_triton.bench.core import as_table, run_core
+
+    console = Console()
+    results = run_core(out, console, dtype=dtype, device=_device(device), threads=threads, rounds=rounds)
+    console.print(as_table(results))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Results on disk: the record, the pictures, the comparison, the command line."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from longformer_triton.bench.cases import FORWARD, TRAINING, Case
+from longformer_triton.bench.compare import pair_up
+from longformer_triton.bench.measure import Measurement
+from longformer_triton.bench.plot import draw_all, fitted_exponent, load
+from longformer_triton.bench.record import COLUMNS, OK, SKIPPED, Record
+from longformer_triton.cli import app
+
+ORIGIN = {"device": "a processor", "threads": "2", "torch": "2.0", "date": "2026-01-01T00:00:00+00:00"}
+
+
+def fill(folder, factor=1.0):
+    """A made-up sweep with exact laws: ours takes N * window / 1024 microseconds, full attention N^2 / 1024."""
+    record = Record(folder)
+    for direction, share in ((FORWARD, 1.0), (TRAINING, 3.0)):
+        for length in (1024, 2048, 4096, 8192):
+            cells = [(Case("ours-torch", direction, length, window), length * window) for window in (128, 512)]
+            cells.append((Case("sdpa", direction, length, None), length * length))
+            for case, work in cells:
+                time = share * factor * work / 2**20
+                record.append(case, OK, ORIGIN, Measurement(0.9 * time, time, 1.1 * time, 5, time, length / 64, 0.1, 1e-7))
+    record.append(Case("flex", TRAINING, 1024, 512), SKIPPED, ORIGIN, reason="no backward, on CPUs")
+    return record
+
+
+def test_rows_survive_a_round_trip(tmp_path):
+    record = fill(tmp_path)
+    rows = record.rows()
+    assert len(rows) == 25
+    assert rows[-1]["reason"] == "no backward, on CPUs"
+    assert Case("sdpa", FORWARD, 1024, None) in record.finished()
+    assert Case("flex", TRAINING, 1024, 512) not in record.finished()
+
+
+def test_the_last_row_of_a_cell_counts(tmp_path):
+    record, case = Record(tmp_path), Case("sdpa", FORWARD, 8, None)
+    record.append(case, SKIPPED, ORIGIN, reason="memory")
+    record.append(case, OK, ORIGIN, Measurement(1, 1, 1, 3, 1, 1, 1, 0))
+    assert [row["status"] for row in record.rows()] == [OK]
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path):
+    record = fill(tmp_path)
+    with record.path.open("a") as file:
+        file.write("ours-torch,forward,32768,5")
+    assert len(Record(tmp_path).rows()) == 25
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        Record(tmp_path)
+    assert (tmp_path / "results.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_exponent_of_an_exact_law(power):
+    lengths = np.array([512.0, 1024, 2048, 4096, 8192])
+    assert fitted_exponent(lengths, 3 * lengths**power) == pytest.approx(power)
+
+
+def test_two_points_have_no_exponent():
+    assert fitted_exponent(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
+
+
+def test_pictures_come_from_the_csv_alone(tmp_path):
+    fill(tmp_path)
+    names = [path.name for path in draw_all(tmp_path)]
+    assert names == [f"{name}.{suffix}" for name in ("scaling", "windows", "speedup") for suffix in ("png", "svg")]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+    text = (tmp_path / "scaling.svg").read_text()
+    assert "svg" in text
+
+
+def test_skipped_cells_are_not_drawn(tmp_path):
+    fill(tmp_path)
+    assert set(load(tmp_path)["provider"]) == {"ours-torch", "sdpa"}
+
+
+def test_compare_gives_ratios_and_calls_overlap_no_difference(tmp_path):
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", factor=2.0)
+    fill(tmp_path / "c", factor=1.05)
+    assert pair_up(tmp_path / "a", tmp_path / "b")["ratio"].to_numpy() == pytest.approx(2.0)
+    assert not pair_up(tmp_path / "a", tmp_path / "b")["overlap"].any()
+    assert pair_up(tmp_path / "a", tmp_path / "c")["overlap"].all()
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_command_plot_draws_again(tmp_path):
+    fill(tmp_path)
+    result = run("bench", "plot", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "scaling.png" in result.output
+
+
+def test_command_compare_prints_ratios(tmp_path):
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", factor=2.0)
+    result = run("bench", "compare", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert "2.000" in result.output
+
+
+def test_command_sweep_runs_end_to_end(tmp_path):
+    result = run(
+        *("bench", "sweep", "--out", tmp_path, "--lengths", "32,64,128", "--windows", "8,16", "--providers", "ours-torch,sdpa"),
+        *("--heads", 1, "--head-dim", 4, "--cell-seconds", 0, "--device", "cpu", "--threads", 1),
+    )
+    assert result.exit_code == 0, result.output
+    header, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert header == ",".join(COLUMNS)
+    assert len(lines) == 3 * 2 * (2 + 1)
+    assert (tmp_path / "speedup.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "plot", "nowhere"), "does not exist"),
+        (("bench", "compare", "nowhere", "nowhere"), "does not exist"),
+        (("bench", "sweep", "--lengths", "1k,many"), "whole numbers"),
+        (("bench", "sweep", "--providers", "nobody"), "expected some of"),
+    ],
+    ids=["plot_missing", "compare_missing", "bad_lengths", "unknown_provider"],
+)
+def test_bad_input_ends_with_a_sentence_and_status_two(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output

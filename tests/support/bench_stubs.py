@@ -1,0 +1,15 @@
+"""Child processes that misbehave, for the tests of the worker; importable by a spawned process."""
+
+import os
+
+
+def die_on_the_first_case(connection, device_name, threads):
+    """What the system does to a process that takes too much memory."""
+    connection.recv()
+    os.kill(os.getpid(), 9)
+
+
+def never_answer(connection, device_name, threads):
+    """Take the case and wait for a second one, which does not come."""
+    connection.recv()
+    connection.recv()
