@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,7 +90,7 @@ def sweep(
 
     place = _device(device)
     plan = Plan.quick(place) if quick else Plan(device=place)
-    given = {
+    given: dict[str, Any] = {
         "lengths": None if lengths is None else _numbers("--lengths", lengths),
         "windows": None if windows is None else _numbers("--windows", windows),
         "providers": None if providers is None else tuple(providers.split(",")),

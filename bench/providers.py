@@ -181,16 +181,16 @@ class Transformers(Provider):
         from transformers import LongformerConfig
         from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-        case = inputs.case
+        case, window = inputs.case, 2 * inputs.case.side
         config = LongformerConfig(
-            attention_window=[case.window],
+            attention_window=[window],
             hidden_size=case.heads * case.head_dim,
             num_attention_heads=case.heads,
             num_hidden_layers=1,
             attention_probs_dropout_prob=0.0,
         )
         layer = LongformerSelfAttention(config, layer_id=0).eval()
-        padding = -case.seq_len % case.window
+        padding = -case.seq_len % window
         for name in ("query", "key", "value"):
             setattr(layer, name, _Preset(inputs.packed[name], padding))
             if case.num_globals:

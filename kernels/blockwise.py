@@ -16,14 +16,15 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band, key_range
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.torch_impl import fused_dense, global_rows
 from longformer_triton.kernels.torch_impl.global_rows import rows_backward, rows_forward
-from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
+from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
 from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, Workspace, backward_tile, bias_from, forward_tile
-from torch import Tensor
 
 __all__ = ["attention_backward", "attention_forward", "rows_backward", "rows_forward"]
 
@@ -49,9 +50,9 @@ def strands(pattern: AttentionPattern, sample: Sample, heads: int, key_heads: in
     group = heads // key_heads
     dilations = pattern.dilations if len(pattern.dilations) > 1 else pattern.dilations * heads
     for member in range(group):
-        for dilation, run in itertools.groupby(range(key_heads), key=lambda head, m=member: dilations[group * head + m]):
-            run_heads = list(run)
-            start, stop = run_heads[0], run_heads[-1] + 1
+        start = 0
+        for dilation, run in itertools.groupby(dilations[member::group]):
+            stop = start + len(list(run))
             for residue in range(min(dilation, sample.last - sample.first)):
                 yield Strand(
                     slice(member + group * start, group * stop, group),
@@ -59,6 +60,7 @@ def strands(pattern: AttentionPattern, sample: Sample, heads: int, key_heads: in
                     slice(sample.first + residue, sample.last, dilation),
                     dilation,
                 )
+            start = stop
 
 
 class _Blocks:
@@ -66,15 +68,14 @@ class _Blocks:
 
     def __init__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        window: States,
         pattern: AttentionPattern,
         sample: Sample,
         strand: Strand,
         dead: Tensor | None,
         dropout: Dropout | None,
     ) -> None:
+        query, key, value = window
         self.pattern, self.sample, self.strand, self.dropout = pattern, sample, strand, dropout
         self.dtype = accumulation_dtype(query.dtype)
         self.query = query[sample.number, strand.query_heads, strand.tokens]
@@ -159,38 +160,36 @@ def _dead_rows(pattern: AttentionPattern, sample: Sample, with_rows: bool) -> Te
 
 
 def attention_forward(
-    inputs: tuple[Tensor | None, ...], pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    window: States, rows: States | None, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of operator ``attention``."""
-    query, key, value, *row_inputs = inputs
+    """(out, lse) of operator ``attention``; ``rows`` are the projections of global tokens, where they have some."""
+    query, key, value = window
     out = torch.empty_like(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
-    with_rows = row_inputs[0] is not None
     dense = dropout is None and fused_dense.applies(pattern, query)
-    if dense and query.numel():
+    if dense:
         fused_dense.forward(query, key, value, pattern, scale, out, lse)
     workspace = Workspace()
     for sample in read_samples(pattern):
         sample_out, sample_lse = out[sample.number], lse[sample.number]
-        dead = _dead_rows(pattern, sample, with_rows)
+        dead = _dead_rows(pattern, sample, rows is not None)
         for strand in [] if dense else strands(pattern, sample, query.shape[1], key.shape[1]):
-            blocks = _Blocks(query, key, value, pattern, sample, strand, dead, dropout)
+            blocks = _Blocks(window, pattern, sample, strand, dead, dropout)
             strand_out, strand_lse = (
                 sample_out[strand.query_heads, strand.tokens],
                 sample_lse[strand.query_heads, strand.tokens],
             )
-            for rows, _, key_sets in blocks:
-                tile_out, tile_lse, _ = forward_tile(blocks.rows_of(blocks.query, rows), key_sets, scale, workspace)
-                strand_out[:, rows] = tile_out
-                strand_lse[:, rows] = tile_lse
+            for queries, _, key_sets in blocks:
+                tile_out, tile_lse, _ = forward_tile(blocks.rows_of(blocks.query, queries), key_sets, scale, workspace)
+                strand_out[:, queries] = tile_out
+                strand_lse[:, queries] = tile_lse
         for unseen in _unseen(sample, pattern.seq_len):
             sample_out[:, unseen] = 0
             sample_lse[:, unseen] = -torch.inf
-        if with_rows:
-            for block in global_rows.blocks(row_inputs, sample, dropout):
-                rows_out, rows_lse, _ = forward_tile(block.query, [block.keys], scale, workspace)
-                sample_out[block.heads, block.position] = rows_out.to(out.dtype)
-                sample_lse[block.heads, block.position] = rows_lse
+        for block in [] if rows is None else global_rows.blocks(rows, sample, dropout):
+            rows_out, rows_lse, _ = forward_tile(block.query, [block.keys], scale, workspace)
+            sample_out[block.heads, block.position] = rows_out.to(out.dtype)
+            sample_lse[block.heads, block.position] = rows_lse
     return out, lse
 
 
@@ -199,59 +198,61 @@ def attention_backward(
     grad_lse: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    inputs: tuple[Tensor | None, ...],
+    window: States,
+    rows: States | None,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
     needs: list[bool],
     grads: list[Tensor],
 ) -> None:
-    """Gradients of operator ``attention``, written into ``grads`` where needed."""
-    query, key, value, *row_inputs = inputs
+    """Gradients of operator ``attention``, written into ``grads`` where needed: the window's three, then the rows' three."""
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     window_needs, row_needs = Needs(*needs[:3]), Needs(*needs[3:])
-    with_rows = row_inputs[0] is not None
-    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, query)
-    if dense and any(window_needs) and query.numel():
-        _dense_backward(grad_out, out, lse, inputs, pattern, scale, window_needs, grads)
+    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, window[0])
+    if dense and any(window_needs):
+        _dense_backward(grad_out, out, lse, window, rows is not None, pattern, scale, window_needs, grads[:3])
     workspace = Workspace()
     for sample in read_samples(pattern):
         number = sample.number
-        states = [grad_out[number], None if grad_lse is None else grad_lse[number], out[number], lse[number]]
+        sample_grad_lse = None if grad_lse is None else grad_lse[number]
         if not dense and any(window_needs):
-            window = Accumulator((query, key, value), grads[:3], window_needs, number)
-            dead = _dead_rows(pattern, sample, with_rows)
-            for strand in strands(pattern, sample, query.shape[1], key.shape[1]):
-                blocks = _Blocks(query, key, value, pattern, sample, strand, dead, dropout)
-                _strand_backward(blocks, *states, scale, window, workspace)
-            window.store()
-        if with_rows and any(row_needs):
-            rows = Accumulator(row_inputs, grads[3:], row_needs, number)
-            for block in global_rows.blocks(row_inputs, sample, dropout):
-                given, given_lse, saved, saved_lse = (None if x is None else x[block.heads, block.position] for x in states)
-                global_rows.backward_block(block, (given, given_lse, None), (saved, saved_lse, None), scale, rows, workspace)
-            rows.store()
+            sums = Accumulator(window, grads[:3], window_needs, number)
+            dead = _dead_rows(pattern, sample, rows is not None)
+            for strand in strands(pattern, sample, window[0].shape[1], window[1].shape[1]):
+                blocks = _Blocks(window, pattern, sample, strand, dead, dropout)
+                _strand_backward(blocks, grad_out[number], sample_grad_lse, out[number], lse[number], scale, sums, workspace)
+            sums.store()
+        if rows is not None and any(row_needs):
+            sums = Accumulator(rows, grads[3:], row_needs, number)
+            for block in global_rows.blocks(rows, sample, dropout):
+                index = (block.heads, block.position)
+                given = (grad_out[number][index], None if sample_grad_lse is None else sample_grad_lse[index], None)
+                saved = (out[number][index], lse[number][index], None)
+                global_rows.backward_block(block, given, saved, scale, sums, workspace)
+            sums.store()
 
 
 def _dense_backward(
     grad_out: Tensor,
     out: Tensor,
     lse: Tensor,
-    inputs: tuple[Tensor | None, ...],
+    window: States,
+    with_rows: bool,
     pattern: AttentionPattern,
     scale: float,
     needs: Needs,
     grads: list[Tensor],
 ) -> None:
     """The window's gradients by the fused kernel, with the rows silenced whose window output was discarded."""
-    query, key, value, query_global, *_ = inputs
+    query, key, value = window
     live = pattern.key_mask
-    if query_global is not None and pattern.global_mask is not None:
+    if with_rows and pattern.global_mask is not None:
         live = ~pattern.global_mask if live is None else live & ~pattern.global_mask
     if live is not None and not bool(live.all()):
-        rows = ~live[:, None, :]
-        lse = lse.masked_fill(rows, _NO_PROBABILITY)
-        grad_out, out, query = (states.masked_fill(rows[..., None], 0) for states in (grad_out, out, query))
+        discarded = ~live[:, None, :]
+        lse = lse.masked_fill(discarded, _NO_PROBABILITY)
+        grad_out, out, query = (states.masked_fill(discarded[..., None], 0) for states in (grad_out, out, query))
     fused_dense.backward(grad_out, out, lse, query, key, value, pattern, scale, needs, grads)
 
 
@@ -288,7 +289,7 @@ def _strand_backward(
         )
         first, step = tokens.start, strand.dilation
         window.add(0, heads, slice(first + rows.start * step, first + rows.stop * step, step), grad_query)
-        key_tokens = slice(first + keys.start * step, first + keys.stop * step, step)
-        for where, (grad_key, grad_value) in zip((key_tokens, positions), grad_sets, strict=False):
+        places: list[slice | Tensor] = [slice(first + keys.start * step, first + keys.stop * step, step), positions]
+        for where, (grad_key, grad_value) in zip(places, grad_sets, strict=False):
             window.add(1, key_heads, where, grad_key)
             window.add(2, key_heads, where, grad_value)

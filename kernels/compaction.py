@@ -40,6 +40,7 @@ def global_index(global_mask: Tensor, max_globals: int | None) -> tuple[Tensor, 
 @global_index.register_fake
 def _(global_mask: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
     batch, seq_len = global_mask.shape
+    width: int | torch.SymInt
     if max_globals is None:
         width = torch.library.get_ctx().new_dynamic_size()
         torch._check(width <= seq_len)

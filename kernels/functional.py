@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels import checks, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
-from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()

@@ -15,10 +15,11 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from torch import Tensor
 
 # Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
 _BACKEND_MODULES = {"torch": "longformer_triton.kernels.blockwise"}
@@ -59,6 +60,11 @@ def _unpack(seq_len: int, arguments: tuple[Any, ...]) -> tuple[Any, AttentionPat
     return backend_module(backend), pattern, scale, None if seed is None else Dropout(seed, threshold)
 
 
+def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The three global projections of ``attention``, or None where it has none."""
+    return None if inputs[_NUM_ROWS] is None else inputs[_NUM_ROWS:]
+
+
 def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
     """Uninitialised gradients; an empty tensor stands for one that is not needed, since operators cannot return None."""
     like = next(tensor for tensor in inputs if tensor is not None)
@@ -75,7 +81,7 @@ def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys, and of global rows where their projections are given."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
     module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
-    return module.attention_forward(inputs, pattern, scale, dropout)
+    return module.attention_forward(inputs[:_NUM_ROWS], _rows_of(inputs), pattern, scale, dropout)
 
 
 @attention.register_fake
@@ -99,7 +105,8 @@ def attention_backward(
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
     module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
     grads = _like_inputs(inputs, needs)
-    module.attention_backward(grad_out, grad_lse, out, lse, inputs, pattern, scale, dropout, needs, grads)
+    window, rows = inputs[:_NUM_ROWS], _rows_of(inputs)
+    module.attention_backward(grad_out, grad_lse, out, lse, window, rows, pattern, scale, dropout, needs, grads)
     return grads
 
 
@@ -116,7 +123,7 @@ def global_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Full attention of the rows at ``global_index``.
 
     Takes query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels), any number of channels;
-    returns context (batch, heads, G, channels), lse and kept (batch, heads, G), kept being the sum of the probabilities after dropout.
+    returns context (batch, heads, G, channels), lse and kept (batch, heads, G), the sum of the probabilities after dropout.
     """
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
     module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)

@@ -14,8 +14,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from longformer_triton.kernels import checks, compaction
 from torch import Tensor
+
+from longformer_triton.kernels import checks, compaction
 
 _PICTURE_TOKENS = 64
 

@@ -7,9 +7,10 @@ forward pass, and memory is linear in length.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate
-from torch import Tensor
 
 
 def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:

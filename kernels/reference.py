@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band
 from longformer_triton.kernels.precision import accumulate
-from torch import Tensor
 
 
 def _repeat_heads(states: Tensor, heads: int) -> Tensor:
@@ -57,10 +58,11 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys; see ``functional.sliding_window_attention``."""
-    states = [_zero_masked(accumulate(tensor), pattern.key_mask) for tensor in (query, key, value)]
-    factor = _window_factor(dropout, pattern, query.shape[1], states[0].dtype)
-    out, lse, _ = _softmax_attention(*states, pattern.to_dense(), scale, factor)
-    return out.to(query.dtype), lse
+    dtype = query.dtype
+    query, key, value = (_zero_masked(accumulate(states), pattern.key_mask) for states in (query, key, value))
+    factor = _window_factor(dropout, pattern, query.shape[1], query.dtype)
+    out, lse, _ = _softmax_attention(query, key, value, pattern.to_dense(), scale, factor)
+    return out.to(dtype), lse
 
 
 def global_rows(

@@ -7,10 +7,11 @@ There a band saves nothing, and the fused kernel, which keeps its scores in cach
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate
 from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
-from torch import Tensor
 
 
 def applies(pattern: AttentionPattern, query: Tensor) -> bool:
@@ -39,6 +40,8 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, out: Tensor, lse: Tensor
 ) -> None:
     """Fill out and lse of the rows of real tokens; masked rows get finite nonsense."""
+    if query.numel() == 0:
+        return
     group = query.shape[1] // key.shape[1]
     query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
     for member in range(group):
@@ -61,6 +64,8 @@ def backward(
     grads: list[Tensor],
 ) -> None:
     """Fill ``grads`` of query, key, value where needed; rows with a huge ``lse`` give nothing."""
+    if query.numel() == 0:
+        return
     group = query.shape[1] // key.shape[1]
     query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
     if grad_out.stride(-1) != 1:  # the gradient of a sum arrives with strides of zero
@@ -78,4 +83,4 @@ def backward(
         value_parts.append(grad_value)
     for needed, total, parts in ((needs.key, grads[1], key_parts), (needs.value, grads[2], value_parts)):
         if needed:
-            total.copy_(parts[0] if group == 1 else sum(accumulate(part) for part in parts))
+            total.copy_(parts[0] if group == 1 else torch.stack([accumulate(part) for part in parts]).sum(0))

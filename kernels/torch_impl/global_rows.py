@@ -6,16 +6,17 @@ The same blocks serve the rows inside ``longformer_attention`` and, alone, absor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype
-from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
+from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
 from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, Workspace, backward_tile, bias_from, forward_tile
-from torch import Tensor
 
 # Scores held at once: a block has as many rows as fit, and at least one.
 _SCORES = 1 << 21
@@ -32,8 +33,8 @@ class RowBlock(NamedTuple):
     keys: KeySet
 
 
-def blocks(inputs: Sequence[Tensor], sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
-    """Every block of a sample; ``inputs`` are query (batch, heads, G, channels), key and value (batch, key_heads, seq_len, _)."""
+def blocks(inputs: States, sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
+    """Every block of a sample, from query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels)."""
     count = len(sample.global_position)
     if count == 0:
         return
@@ -82,7 +83,7 @@ def backward_block(
 
 
 def rows_forward(
-    inputs: tuple[Tensor, ...], pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    inputs: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(context, lse, kept) of operator ``global_rows``; rows past a sample's count are 0, -inf and 0."""
     query = inputs[0]
@@ -101,7 +102,7 @@ def rows_forward(
 def rows_backward(
     given: tuple[Tensor | None, Tensor | None, Tensor | None],
     saved: tuple[Tensor, Tensor, Tensor],
-    inputs: tuple[Tensor, ...],
+    inputs: States,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -109,13 +110,18 @@ def rows_backward(
     grads: list[Tensor],
 ) -> None:
     """Gradients of operator ``global_rows``, written into ``grads`` where needed."""
-    grad_context = torch.zeros_like(saved[0]) if given[0] is None else given[0]
+    grad_context, grad_lse, grad_kept = given
+    grad_context = torch.zeros_like(saved[0]) if grad_context is None else grad_context
     workspace = Workspace()
     for sample in read_samples(pattern):
         sums = Accumulator(inputs, grads, Needs(*needs), sample.number)
         for block in blocks(inputs, sample, dropout):
             index = (sample.number, block.heads, block.columns)
-            block_given = (grad_context[index], *(None if grad is None else grad[index] for grad in given[1:]))
+            block_given = (
+                grad_context[index],
+                None if grad_lse is None else grad_lse[index],
+                None if grad_kept is None else grad_kept[index],
+            )
             block_saved = (saved[0][index], saved[1][index], saved[2][index])
             backward_block(block, block_given, block_saved, scale, sums, workspace)
         sums.store()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.torch_impl.tiles import Needs
-from torch import Tensor
+
+# query, key, value: (batch, heads, tokens, channels)
+States = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Accumulator:
     Where that is the type of the result, the sums are made in the result itself.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], grads: list[Tensor], needs: Needs, number: int) -> None:
+    def __init__(self, inputs: States, grads: list[Tensor], needs: Needs, number: int) -> None:
         self.needs = needs
         self.targets = [grad[number] if needed else None for grad, needed in zip(grads, needs, strict=True)]
         dtype = accumulation_dtype(inputs[0].dtype)
@@ -62,7 +66,9 @@ class Accumulator:
         """Add [heads, tokens, channels]; None, for a gradient that is not needed, adds nothing."""
         if tile is None:
             return
-        total = self.sums[slot][heads]
+        sums = self.sums[slot]
+        assert sums is not None, "a gradient that was computed has a sum to go to"
+        total = sums[heads]
         if isinstance(tokens, slice):
             total[:, tokens].add_(tile)
         else:
@@ -71,5 +77,5 @@ class Accumulator:
     def store(self) -> None:
         """Round the sums into the results, where they are not the results themselves."""
         for target, total in zip(self.targets, self.sums, strict=True):
-            if target is not None and target is not total:
+            if target is not None and total is not None and target is not total:
                 target.copy_(total)

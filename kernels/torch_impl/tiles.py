@@ -76,6 +76,11 @@ def _scores_log2(query: Tensor, keys: KeySet, scale: float, out: Tensor) -> Tens
     return torch.baddbmm(bias, query, keys.key.transpose(1, 2), beta=beta, alpha=scale * LOG2E, out=out)
 
 
+def _row_sums(parts: Sequence[Tensor]) -> Tensor:
+    """[heads, queries, 1]: the sum over the keys of all sets."""
+    return functools.reduce(torch.add, [part.sum(-1, keepdim=True) for part in parts])
+
+
 def forward_tile(
     query: Tensor, key_sets: Sequence[KeySet], scale: float, workspace: Workspace
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -100,12 +105,13 @@ def forward_tile(
     row_max = functools.reduce(torch.maximum, [scores.amax(-1, keepdim=True) for scores in probabilities])
     for scores in probabilities:
         scores.sub_(row_max).exp2_()
-    row_sum = sum(part.sum(-1, keepdim=True) for part in probabilities)
+    row_sum = _row_sums(probabilities)
     kept = None
-    if key_sets[0].factor is not None:
+    if any(keys.factor is not None for keys in key_sets):
         for part, keys in zip(probabilities, key_sets, strict=True):
-            part.mul_(keys.factor)
-        kept = sum(part.sum(-1, keepdim=True) for part in probabilities).div_(row_sum).squeeze(-1)
+            if keys.factor is not None:
+                part.mul_(keys.factor)
+        kept = _row_sums(probabilities).div_(row_sum).squeeze(-1)
     value_dim = key_sets[0].value.shape[2]
     out = torch.bmm(probabilities[0], key_sets[0].value, out=workspace.take("out", query, heads, rows, value_dim))
     for part, keys in zip(probabilities[1:], key_sets[1:], strict=True):
