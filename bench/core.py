@@ -18,6 +18,8 @@ from longformer_triton.bench.measure import Cell, peak_extra_bytes, summarise
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
 
+MARKDOWN_NAME = "core.md"
+
 Comparison = tuple[str, Case, Case]
 
 
@@ -52,6 +54,7 @@ def run_core(
     """Measure every comparison and append its cells to ``folder``.
 
     Besides the peers, each round times a square matrix product: ``times_floor`` is our time over (useful flops / its rate).
+    The table also goes to ``core.md`` there, which the README repeats.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -77,6 +80,7 @@ def run_core(
         for cell, times in zip(cells, samples, strict=True):
             record.append(cell.case, OK, origin, summarise(cell, times, peak_extra_bytes(cell.call, place)))
         results.append(_result(what, our_case, samples, rates))
+    (folder / MARKDOWN_NAME).write_text(as_markdown(results, dtype, rounds, origin))
     return results
 
 
@@ -93,15 +97,37 @@ def _result(what: str, case: Case, samples: Sequence[Sequence[float]], rates: Se
     )
 
 
+_HEADER = ("comparison", "ours, ms", "peer, ms", "speed-up", "ours / floor")
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    return (
+        result.what,
+        f"{result.ours_ms:.0f}",
+        f"{result.peer_ms:.0f}",
+        f"{result.speedup:.1f}x",
+        f"{result.times_floor:.2f}",
+    )
+
+
 def as_table(results: Sequence[Result]) -> Table:
     """The results for a terminal."""
-    table = Table("comparison", "ours ms", "peer ms", "speed-up", "time / (useful flops / matrix rate)")
+    table = Table(*_HEADER)
     for result in results:
-        table.add_row(
-            result.what,
-            f"{result.ours_ms:.1f}",
-            f"{result.peer_ms:.1f}",
-            f"{result.speedup:.2f}x",
-            f"{result.times_floor:.2f}",
-        )
+        table.add_row(*_cells(result))
     return table
+
+
+def as_markdown(results: Sequence[Result], dtype: str, rounds: int, origin: dict[str, str]) -> str:
+    """The results for a document, with where they come from."""
+    lines = ["| " + " | ".join(_HEADER) + " |", "|---|" + "---:|" * (len(_HEADER) - 1)]
+    lines += ["| " + " | ".join(_cells(result)) + " |" for result in results]
+    threads = f", {origin['threads']} threads" if origin["threads"] else ""
+    lines += [
+        "",
+        f"Attention core, batch 1, 12 heads, head_dim 64, window 512, one global token, {dtype}, the pattern's cost included. Medians",
+        f"of {rounds} rounds side by side; floor = useful operations / the rate of a matrix product in the same round.",
+        f"{origin['device']}{threads}, torch {origin['torch']}, transformers {origin['transformers']}, {origin['date'][:10]},",
+        f"commit {origin['commit']}.",
+    ]
+    return "\n".join(lines) + "\n"

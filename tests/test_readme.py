@@ -37,6 +37,11 @@ def test_linked_files_exist(target):
     assert (ROOT / target).exists()
 
 
+def test_the_measured_table_is_the_recorded_one():
+    table = re.search(r"<!-- core table: begin -->\n(.*?)<!-- core table: end -->", README, flags=re.S).group(1)
+    assert table == (ROOT / "bench" / "results" / "cpu-core" / "core.md").read_text()
+
+
 def test_no_text_file_names_a_folder_of_one_machine():
     text = "\n".join(path.read_text() for path in ROOT.glob("*.md"))
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/", text)
