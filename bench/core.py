@@ -125,8 +125,8 @@ def as_markdown(results: Sequence[Result], dtype: str, rounds: int, origin: dict
     threads = f", {origin['threads']} threads" if origin["threads"] else ""
     lines += [
         "",
-        f"Attention core, batch 1, 12 heads, head_dim 64, window 512, one global token, {dtype}, the pattern's cost included. Medians",
-        f"of {rounds} rounds side by side; floor = useful operations / the rate of a matrix product in the same round.",
+        f"Attention core, batch 1, 12 heads, head_dim 64, window 512, one global token, {dtype}, the pattern's cost included.",
+        f"Medians of {rounds} rounds side by side; floor = useful operations / the rate of a matrix product in the same round.",
         f"{origin['device']}{threads}, torch {origin['torch']}, transformers {origin['transformers']}, {origin['date'][:10]},",
         f"commit {origin['commit']}.",
     ]
