@@ -166,7 +166,7 @@ def attention_forward(
     query, key, value = window
     out = torch.empty_like(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
-    dense = dropout is None and fused_dense.applies(pattern, query)
+    dense = dropout is None and fused_dense.applies(pattern, query, scale)
     if dense:
         fused_dense.forward(query, key, value, pattern, scale, out, lse)
     workspace = Workspace()
@@ -209,7 +209,7 @@ def attention_backward(
     """Gradients of operator ``attention``, written into ``grads`` where needed: the window's three, then the rows' three."""
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     window_needs, row_needs = Needs(*needs[:3]), Needs(*needs[3:])
-    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, window[0])
+    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, window[0], scale)
     if dense and any(window_needs):
         _dense_backward(grad_out, out, lse, window, rows is not None, pattern, scale, window_needs, grads[:3])
     workspace = Workspace()

@@ -14,8 +14,13 @@ from longformer_triton.kernels.precision import accumulate
 from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
 
 
-def applies(pattern: AttentionPattern, query: Tensor) -> bool:
-    """Whether the window covers all pairs on a CPU; global keys then add nothing."""
+def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
+    """Whether the window covers all pairs on a CPU; global keys then add nothing.
+
+    The fused kernel marks future keys with -inf before it multiplies by the scale, so a scale of 0 or less would make NaN.
+    """
+    if pattern.is_causal and scale <= 0:
+        return False
     left, right = pattern.window
     reach = pattern.seq_len - 1
     return query.is_cpu and left >= reach and (right >= reach or pattern.is_causal) and set(pattern.dilations) == {1}

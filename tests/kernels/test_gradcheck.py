@@ -1,0 +1,74 @@
+"""Every gradient against finite differences, in float64, for every option, through out and lse."""
+
+import dataclasses
+
+import pytest
+import torch
+from attention_cases import SMALL_CASES, each
+
+from longformer_triton.kernels import AttentionPattern, absorbed_global_attention, merge_attention, sliding_window_attention
+
+BACKENDS = pytest.mark.parametrize("backend", ["torch", "reference"])
+
+
+@BACKENDS
+@each(SMALL_CASES)
+def test_attention(case, backend):
+    pattern = case.pattern()
+
+    def function(*inputs):
+        out, lse = case.run(inputs, backend, pattern)
+        # Rows that see nothing have a constant lse of -inf, which has no finite differences.
+        return out, torch.where(lse == -torch.inf, 0.0, lse)
+
+    # Every single number of the backend with a backward of its own; random directions for the one that autograd derives.
+    assert torch.autograd.gradcheck(function, case.inputs(), fast_mode=backend == "reference")
+
+
+@BACKENDS
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3], ids=["plain", "dropout"])
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no_bias"])
+def test_absorbed_global_attention(with_bias, dropout_p, backend):
+    case = dataclasses.replace(SMALL_CASES["global_rows"], padding="right", seed=3)
+    pattern, heads, hidden = case.pattern(), case.heads, 5
+    assert pattern.global_count.max() > pattern.global_count.min()
+    shapes = [
+        (case.batch, case.seq_len, hidden),
+        (case.batch, heads, pattern.global_index.shape[1], case.head_dim),
+        (heads * case.head_dim, hidden),
+        (heads * case.head_dim, hidden),
+        (heads * case.head_dim,),
+    ]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    inputs[4:] = inputs[4:] if with_bias else [None]
+
+    def function(*tensors):
+        return absorbed_global_attention(*tensors, pattern, dropout_p=dropout_p, dropout_seed=torch.tensor(5), backend=backend)
+
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=backend == "reference")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_merge_attention(parts):
+    outs = [torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(parts)]
+    lses = [torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(parts)]
+
+    def function(*tensors):
+        return merge_attention(list(zip(tensors[:parts], tensors[parts:], strict=True)))
+
+    assert torch.autograd.gradcheck(function, (*outs, *lses))
+
+
+def test_gather_global():
+    pattern = AttentionPattern.from_masks(None, torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]), window=1)
+    states = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pattern.gather_global, states)
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2], ids=["query", "key", "value"])
+def test_one_input_alone(slot):
+    """Only the gradient that is asked for is computed, and is right."""
+    case = dataclasses.replace(SMALL_CASES["everything"], global_rows=False)
+    inputs, pattern = case.inputs(requires_grad=False)[:3], case.pattern()
+    inputs[slot].requires_grad_()
+    assert torch.autograd.gradcheck(lambda *tensors: sliding_window_attention(*tensors, pattern=pattern), inputs)

@@ -1,0 +1,233 @@
+"""Who attends to whom: the meanings of the masks, the compact indices, the counts and the picture."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import hypothesis
+import pytest
+import torch
+from attention_cases import random_cases
+from hypothesis import strategies as st
+
+from longformer_triton.kernels import AttentionPattern
+from longformer_triton.kernels.pattern import in_band, key_range
+
+
+def test_no_masks_means_all_real_and_none_global():
+    pattern = AttentionPattern.from_masks(shape=(2, 5), window=1)
+    assert pattern.key_mask is None
+    assert pattern.global_mask is None
+    assert pattern.global_index.shape == (2, 0)
+    assert pattern.global_count.tolist() == [0, 0]
+    assert (pattern.batch, pattern.seq_len, pattern.window, pattern.dilation) == (2, 5, (1, 1), 1)
+    assert pattern.device == torch.device("cpu")
+
+
+def test_two_means_real_and_global():
+    """Hugging Face's merged mask: 0 padding, 1 local, 2 global."""
+    pattern = AttentionPattern.from_masks(torch.tensor([[2, 1, 1, 2, 0]]), window=1)
+    assert pattern.key_mask.tolist() == [[True, True, True, True, False]]
+    assert pattern.global_mask.tolist() == [[True, False, False, True, False]]
+    assert pattern.global_index.tolist() == [[0, 3]]
+
+
+def test_two_and_a_global_mask_add_up():
+    pattern = AttentionPattern.from_masks(torch.tensor([[2, 1, 1, 1]]), torch.tensor([[0, 0, 1, 0]]), window=1)
+    assert pattern.global_index.tolist() == [[0, 2]]
+
+
+def test_masked_beats_global():
+    pattern = AttentionPattern.from_masks(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 1]]), window=1)
+    assert pattern.global_mask.tolist() == [[True, False, False]]
+    assert pattern.global_index.tolist() == [[0]]
+    assert pattern.global_count.tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.float32], ids=str)
+def test_masks_of_any_type(dtype):
+    real, marked = torch.tensor([[1, 1, 1, 0]]).to(dtype), torch.tensor([[0, 1, 0, 1]]).to(dtype)
+    pattern = AttentionPattern.from_masks(real, marked, window=1)
+    assert pattern.key_mask.tolist() == [[True, True, True, False]]
+    assert pattern.global_index.tolist() == [[1]]
+
+
+def test_positions_ascend_and_are_padded_with_minus_one():
+    marks = torch.zeros(4, 9, dtype=torch.bool)
+    marks[0, [7, 2, 5]] = True
+    marks[1, 8] = True
+    marks[3, [0, 8]] = True
+    pattern = AttentionPattern.from_masks(None, marks, window=1)
+    assert pattern.global_index.tolist() == [[2, 5, 7], [8, -1, -1], [-1, -1, -1], [0, 8, -1]]
+    assert pattern.global_count.tolist() == [3, 1, 0, 2]
+    assert pattern.global_index.is_contiguous()
+
+
+def test_max_globals_gives_the_width():
+    marks = torch.tensor([[0, 1, 0, 1]])
+    pattern = AttentionPattern.from_masks(None, marks, window=1, max_globals=4)
+    assert pattern.global_index.tolist() == [[1, 3, -1, -1]]
+    assert AttentionPattern.from_masks(None, marks * 0, window=1, max_globals=2).global_index.tolist() == [[-1, -1]]
+
+
+def test_more_globals_than_max_globals_stop():
+    """They are never cut off, which would be a wrong answer without a sign."""
+    marks = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]])
+    with pytest.raises(RuntimeError, match="max_globals=2"):
+        AttentionPattern.from_masks(None, marks, window=1, max_globals=2)
+
+
+def test_with_window_shares_the_masks():
+    pattern = AttentionPattern.from_masks(torch.ones(2, 6), torch.eye(2, 6), window=1, dilation=2)
+    wider = pattern.with_window((3, 2))
+    assert wider.window == (3, 2)
+    assert pattern.window == (1, 1)
+    for name in ("key_mask", "global_mask", "global_index", "global_count", "dilation", "is_causal"):
+        assert getattr(wider, name) is getattr(pattern, name)
+    with pytest.raises(ValueError, match="window"):
+        pattern.with_window(-1)
+
+
+def test_pattern_is_immutable():
+    pattern = AttentionPattern.from_masks(shape=(1, 4), window=1)
+    with pytest.raises(AttributeError):
+        pattern.window = (2, 2)
+
+
+def test_band_is_the_window_after_causality():
+    for is_causal, band in ((False, (3, 2)), (True, (3, 0))):
+        assert AttentionPattern.from_masks(shape=(1, 4), window=(3, 2), is_causal=is_causal).band == band
+
+
+def test_gather_global_fetches_rows_and_zeros():
+    states = torch.randn(2, 3, 5, 4, requires_grad=True)
+    marks = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]])
+    pattern = AttentionPattern.from_masks(None, marks, window=1)
+    rows = pattern.gather_global(states)
+    assert rows.shape == (2, 3, 2, 4)
+    assert torch.equal(rows[0], states[0][:, [1, 3]])
+    assert torch.equal(rows[1, :, 0], states[1, :, 4])
+    assert not rows[1, :, 1].any()
+    weight = torch.randn(rows.shape)
+    (rows * weight).sum().backward()
+    expected = torch.zeros_like(states)
+    expected[0][:, [1, 3]], expected[1][:, 4] = weight[0], weight[1][:, 0]
+    assert torch.equal(states.grad, expected)
+
+
+def test_gather_global_never_spreads_nan():
+    """Empty places read token 0; NaN there must not become a row, nor a gradient."""
+    states = torch.randn(2, 5, 4, requires_grad=True)
+    with torch.no_grad():
+        states[1, 0] = torch.nan
+    rows = AttentionPattern.from_masks(None, torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0]]), window=1).gather_global(states)
+    assert rows.shape == (2, 2, 4)
+    assert not rows.isnan().any()
+    rows.sum().backward()
+    assert states.grad.isfinite().all()
+    assert not states.grad[1, 0].any()
+
+
+@hypothesis.given(random_cases(max_len=60))
+@hypothesis.settings(max_examples=100)
+def test_visible_keys_count_the_dense_mask(case):
+    pattern = case.pattern()
+    dense, counted = pattern.to_dense().sum(-1), pattern.visible_keys()
+    assert counted.shape == dense.shape
+    assert torch.equal(counted, dense)
+
+
+@hypothesis.given(random_cases(max_len=40))
+def test_dense_mask_follows_the_words_of_the_rule(case):
+    """In plain Python: real, and (global or in reach by whole steps), and not later if causal."""
+    pattern, real, marked = case.pattern(), case.attention_mask(), case.global_mask()
+    dense = pattern.to_dense()
+    left, right = case.window if isinstance(case.window, tuple) else (case.window, case.window)
+    dilations = case.dilation if isinstance(case.dilation, tuple) else (case.dilation,)
+    real = torch.ones(case.batch, case.seq_len) if real is None else real
+    marked = torch.zeros(case.batch, case.seq_len) if marked is None else marked
+    real, marked = real.bool().tolist(), marked.bool().tolist()
+    for sample in range(case.batch):
+        for head, step in enumerate(dilations):
+            for i in range(case.seq_len):
+                window = {i + m * step for m in range(-left, right + 1)}
+                seen = [
+                    real[sample][i]
+                    and real[sample][j]
+                    and (j in window or marked[sample][j])
+                    and not (case.is_causal and j > i)
+                    for j in range(case.seq_len)
+                ]
+                assert dense[sample, head, i].tolist() == seen
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 5], ids="dilation_{}".format)
+@pytest.mark.parametrize("window", [(0, 0), (3, 3), (4, 1), (0, 6)], ids=str)
+def test_an_interior_row_sees_left_plus_right_plus_one(window, dilation):
+    """Three conventions of "window" are in use; here both sides are inclusive and count steps."""
+    position = torch.arange(101)
+    assert int(in_band(torch.tensor(50), position, *window, dilation).sum()) == sum(window) + 1
+    pattern = AttentionPattern.from_masks(shape=(1, 101), window=window, dilation=dilation)
+    assert int(pattern.visible_keys()[0, 0, 50]) == sum(window) + 1
+
+
+def test_in_band_takes_one_dilation_for_each_head():
+    steps = torch.tensor([1, 2])[:, None, None]
+    position = torch.arange(7)
+    inside = in_band(position[:, None], position, 1, 1, steps)
+    assert inside[0, 3].nonzero().flatten().tolist() == [2, 3, 4]
+    assert inside[1, 3].nonzero().flatten().tolist() == [1, 3, 5]
+
+
+@hypothesis.given(st.integers(1, 30), st.integers(0, 9), st.integers(0, 9), st.data())
+def test_key_range_holds_every_visible_key_and_is_its_own_inverse(seq_len, left, right, data):
+    first = data.draw(st.integers(0, seq_len - 1))
+    last = data.draw(st.integers(first + 1, seq_len))
+    position = torch.arange(seq_len)
+    inside = in_band(position[:, None], position, left, right, 1)
+    keys = inside[first:last].any(0).nonzero().flatten().tolist()
+    assert list(range(*key_range(first, last, left, right, seq_len))) == keys
+    queries = inside[:, first:last].any(1).nonzero().flatten().tolist()
+    assert list(range(*key_range(first, last, right, left, seq_len))) == queries
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_picture_is_a_drawing_of_the_dense_mask():
+    pattern = AttentionPattern.from_masks(torch.tensor([[1, 1, 1, 1, 1, 0]]), torch.tensor([[0, 0, 1, 0, 0, 0]]), window=1)
+    root = ET.fromstring(pattern._repr_svg_())
+    assert root.tag == f"{SVG}svg"
+    cells = root.findall(f"{SVG}rect")[1:]  # the first one is the background
+    drawn = {(int(cell.get("y")), int(cell.get("x"))) for cell in cells}
+    assert drawn == {tuple(place) for place in pattern.to_dense()[0, 0].nonzero().tolist()}
+    colours = {cell.get("fill") for cell in cells if cell.get("x") == "2"}
+    assert len(colours) == 1
+    assert colours.isdisjoint(cell.get("fill") for cell in cells if cell.get("x") != "2")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1000)], ids=str)
+def test_picture_of_any_size(shape):
+    """A long text shows its first 64 tokens, not a million rectangles."""
+    svg = AttentionPattern.from_masks(shape=shape, window=(2, 0), dilation=(1, 3))._repr_svg_()
+    ET.fromstring(svg)
+    assert len(svg) < 64 * 64 * 80
+    assert re.search(rf"of {shape[1]}<", svg)
+
+
+def test_batch_of_nothing():
+    pattern = AttentionPattern.from_masks(torch.ones(0, 5), torch.ones(0, 5), window=1)
+    assert pattern.global_index.shape == (0, 0)
+    assert pattern.to_dense().shape == (0, 1, 5, 5)
+    assert pattern.visible_keys().shape == (0, 1, 5)
+    assert pattern.gather_global(torch.ones(0, 2, 5, 3)).shape == (0, 2, 0, 3)
+    ET.fromstring(pattern._repr_svg_())
+
+
+def test_masks_are_not_kept_by_reference_when_they_are_written_later():
+    """A loader that reuses its mask buffer must not change a pattern built before."""
+    real, marked = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    pattern = AttentionPattern.from_masks(real, marked, window=1)
+    real.zero_()
+    marked.fill_(True)
+    assert pattern.key_mask.all()
+    assert not pattern.global_mask.any()
