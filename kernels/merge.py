@@ -47,6 +47,10 @@ def _check(parts: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise TypeError("parts: expected a list of pairs (out, lse), as return_lse=True gives them.")
     if not parts:
         raise ValueError("parts: got an empty list, expected at least one pair (out, lse).")
+    if not all(isinstance(member, Tensor) for part in parts for member in part):
+        raise TypeError(
+            "parts: got a pair with something else than tensors, expected (out, lse) as return_lse=True gives them."
+        )
     out, lse = parts[0]
     for number, (part_out, part_lse) in enumerate(parts):
         if part_out.shape != out.shape or part_lse.shape != out.shape[:-1]:

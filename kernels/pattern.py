@@ -154,7 +154,7 @@ class AttentionPattern:
         """
         checks.gatherable("states", states, self.batch, self.seq_len)
         between = (1,) * (states.dim() - 3)
-        index = self.global_index.view(self.batch, *between, -1, 1)
+        index = self.global_index.view(self.batch, *between, self.global_index.shape[1], 1)
         rows = states.gather(-2, index.clamp_min(0).expand(*states.shape[:-2], index.shape[-2], states.shape[-1]))
         return torch.where(index >= 0, rows, rows.new_zeros(()))
 

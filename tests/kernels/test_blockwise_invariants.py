@@ -142,11 +142,13 @@ def test_two_runs_are_bit_equal(case, dtype):
 def test_nothing_given_is_overwritten(case):
     """A backward that writes into saved or incoming tensors breaks double use, and retain_graph."""
     inputs, pattern = case.inputs(torch.float32), case.pattern()
-    out, lse = case.run(inputs, "torch", pattern)
-    cotangents = case.cotangents(out.dtype, lse.dtype)
-    held = [*inputs, out, lse, *cotangents, pattern.global_index, pattern.global_count]
+    held = [*inputs, pattern.global_index, pattern.global_count]
     held += [mask for mask in (pattern.key_mask, pattern.global_mask) if mask is not None]
     before = [tensor.detach().clone() for tensor in held]
+    out, lse = case.run(inputs, "torch", pattern)
+    cotangents = case.cotangents(out.dtype, lse.dtype)
+    held += [out, lse, *cotangents]
+    before += [tensor.detach().clone() for tensor in (out, lse, *cotangents)]
     first = torch.autograd.grad((out, lse), inputs, cotangents, allow_unused=True, retain_graph=True)
     second = torch.autograd.grad((out, lse), inputs, cotangents, allow_unused=True)
     for tensor, copy in zip(held, before, strict=True):

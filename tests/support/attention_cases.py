@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -258,6 +259,8 @@ def random_cases(draw: st.DrawFn, *, max_len: int = 200, **fixed: object) -> Cas
 @contextmanager
 def poisoned_allocations() -> Iterator[None]:
     """Uninitialised memory is full of NaN: what a kernel forgets to write, or reads before writing, then shows."""
+    # The compiler writes down torch's functions when it is first imported, and has to meet the real ones.
+    importlib.import_module("torch._dynamo")
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, _poison(getattr(owner, name)))
