@@ -4,8 +4,8 @@ A sample is cut into *strands*: sets of heads with one dilation d, and for each 
 Inside a strand the window is contiguous, so each block of queries meets one slice of keys; the global keys that lie outside
 the window of a query join the same softmax as a second set of keys. Nothing is padded or copied: blocks are views.
 
-Padding at the ends only shortens the strands; padding inside becomes a bias. Counts and spans are read on the host, which is
-free on a CPU and one synchronisation a call elsewhere.
+Padding at the ends only shortens the strands; padding inside becomes a bias. Counts, spans and masks are read on
+the host, which is free on a CPU and synchronises many times a call elsewhere.
 """
 
 from __future__ import annotations

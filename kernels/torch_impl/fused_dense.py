@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate
+from longformer_triton.kernels.torch_impl.samples import blank
 from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
 
 
@@ -26,19 +27,13 @@ def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
     return query.is_cpu and left >= reach and (right >= reach or pattern.is_causal) and set(pattern.dilations) == {1}
 
 
-def _bias(pattern: AttentionPattern, query: Tensor) -> Tensor | None:
-    """(batch, 1, 1, seq_len) additive mask of padding; None when all tokens are real."""
+def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Masked tokens as (batch, 1, seq_len) bool, and the additive mask (batch, 1, 1, seq_len) that hides their keys."""
     if pattern.key_mask is None:
-        return None
-    visible = pattern.key_mask[:, None, None, :]
-    return torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, max(FLOOR, torch.finfo(query.dtype).min))
-
-
-def _blank(states: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Masked tokens as zeros, so that no NaN there meets a product."""
-    if key_mask is None or bool(key_mask.all()):
-        return states
-    return states.masked_fill(~key_mask[:, None, :, None], 0)
+        return None, None
+    hole = ~pattern.key_mask[:, None]
+    bias = torch.zeros(hole.shape, dtype=dtype).masked_fill_(hole, max(FLOOR, torch.finfo(dtype).min))
+    return hole, bias[:, None]
 
 
 def forward(
@@ -48,11 +43,12 @@ def forward(
     if query.numel() == 0:
         return
     group = query.shape[1] // key.shape[1]
-    query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
+    hole, bias = _hole_and_bias(pattern, query.dtype)
+    query, key, value = (blank(states, hole) for states in (query, key, value))
     for member in range(group):
         heads = slice(member, None, group)
         out[:, heads], lse[:, heads] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query[:, heads], key, value, 0.0, pattern.is_causal, attn_mask=_bias(pattern, query), scale=scale
+            query[:, heads], key, value, 0.0, pattern.is_causal, attn_mask=bias, scale=scale
         )
 
 
@@ -72,7 +68,8 @@ def backward(
     if query.numel() == 0:
         return
     group = query.shape[1] // key.shape[1]
-    query, key, value = (_blank(states, pattern.key_mask) for states in (query, key, value))
+    hole, bias = _hole_and_bias(pattern, query.dtype)
+    query, key, value = (blank(states, hole) for states in (query, key, value))
     if grad_out.stride(-1) != 1:  # the gradient of a sum arrives with strides of zero
         grad_out = grad_out.contiguous()
     key_parts, value_parts = [], []
@@ -80,7 +77,7 @@ def backward(
         heads = slice(member, None, group)
         grad_query, grad_key, grad_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out[:, heads], query[:, heads], key, value, out[:, heads], lse[:, heads],
-            0.0, pattern.is_causal, attn_mask=_bias(pattern, query), scale=scale,
+            0.0, pattern.is_causal, attn_mask=bias, scale=scale,
         )  # fmt: skip
         if needs.query:
             grads[0][:, heads] = grad_query

@@ -41,10 +41,13 @@ def read_samples(pattern: AttentionPattern) -> Iterator[Sample]:
 
 
 def blank(states: Tensor, where: Tensor | None) -> Tensor:
-    """``states`` [heads, tokens, channels] with zero rows where told, so that no NaN from there meets a product."""
+    """``states`` [..., tokens, channels] with zero rows where told, so that no NaN from there meets a product.
+
+    ``where`` is bool, [tokens] or anything that broadcasts to [..., tokens].
+    """
     if where is None or not bool(where.any()):
         return states
-    return states.masked_fill(where[:, None], 0)
+    return states.masked_fill(where[..., None], 0)
 
 
 class Accumulator:
