@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from attention_cases import SMALL_CASES, each
+from attention_cases import SMALL_CASES, Case, each
 
 from longformer_triton.kernels import AttentionPattern, absorbed_global_attention, merge_attention, sliding_window_attention
 
@@ -74,3 +74,12 @@ def test_one_input_alone(slot):
     inputs, pattern = case.inputs(requires_grad=False)[:3], case.pattern()
     inputs[slot].requires_grad_()
     assert torch.autograd.gradcheck(lambda *tensors: sliding_window_attention(*tensors, pattern=pattern), inputs, **TOLERANCES)
+
+
+def test_differentiating_twice_raises():
+    """The backward operator has no derivative, and says so instead of giving zeros."""
+    inputs = Case().inputs()
+    out = sliding_window_attention(*inputs, window=3, backend="torch")
+    (grad,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match="attention_backward"):
+        grad.sum().backward()

@@ -98,3 +98,19 @@ def test_pattern_is_linear():
         peaks.append(peak_bytes(lambda mask=mask, marks=marks: AttentionPattern.from_masks(mask, marks, window=WINDOW)))
     assert quadratic_share(peaks) <= 0.03, peaks
     assert peaks[-1] <= 200 * LENGTHS[-1]
+
+
+@pytest.mark.parametrize("wanted", ["query", "key", "value"])
+def test_gradients_that_nobody_needs_take_no_memory(wanted):
+    """One gradient of three costs at most one input's bytes more than the scratch space that all share."""
+    seq_len, size = LENGTHS[-1], HEADS * LENGTHS[-1] * CHANNELS * 4
+
+    def peak(needed: tuple[str, ...]) -> int:
+        inputs = {name: torch.randn(1, HEADS, seq_len, CHANNELS) for name in ("query", "key", "value")}
+        for name in needed:
+            inputs[name].requires_grad_()
+        out = sliding_window_attention(**inputs, window=WINDOW)
+        cotangent = torch.ones_like(out)
+        return peak_bytes(lambda: out.backward(cotangent))
+
+    assert peak(("query", "key", "value")) - peak((wanted,)) >= 1.9 * size
