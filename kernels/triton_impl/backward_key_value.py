@@ -1,0 +1,160 @@
+"""Gradients of the keys and values inside windows: dv_j = sum_i f_ij p_ij dout_i and dk_j = scale sum_i ds_ij q_i.
+
+With p and ds as :mod:`backward_prepare` states them. One program owns BLOCK_N keys of one head in one strand, and walks over the
+queries whose windows hold them, for every query head of the group: no atomics, so the sums have one order. Scores are
+transposed, [keys, queries], which feeds both products without a trip through shared memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from longformer_triton.kernels.triton_impl.primitives import (
+    CLEAN,
+    EDGE,
+    HOLES,
+    NOWHERE,
+    keep_tile,
+    load_rows,
+    real_steps,
+    steps_before,
+    store_rows,
+    strand_of,
+    text_span,
+    tile_phases,
+)
+
+
+@triton.jit
+def add_grad_key_value(
+    grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
+    MASKED: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """grad_key, grad_value [N, D] plus what one tile of queries [M, D] adds; ``visible`` and ``keep`` are [N, M]."""
+    ACC: tl.constexpr = grad_key.dtype
+    # [N, M] each
+    scores = tl.dot(key, tl.trans(query), input_precision=PRECISION, out_dtype=ACC)
+    probability = tl.exp2(scores * scale_log2 - normaliser[None, :])
+    if MASKED:
+        probability = tl.where(visible, probability, 0.0)
+    if NEED_VALUE:
+        weight = tl.where(keep, probability * rescale, 0.0) if DROPOUT else probability
+        grad_value = tl.dot(weight.to(grad_out.dtype), grad_out, grad_value, input_precision=PRECISION, out_dtype=ACC)
+    if NEED_KEY:
+        grad_probability = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION, out_dtype=ACC)
+        if DROPOUT:
+            grad_probability = tl.where(keep, grad_probability * rescale, 0.0)
+        grad_score = probability * (grad_probability - delta[None, :])
+        grad_key = tl.dot(grad_score.to(query.dtype), query, grad_key, input_precision=PRECISION, out_dtype=ACC)
+    return grad_key, grad_value
+
+
+@triton.jit
+def _window_grad_key_value(
+    grad_key, grad_value, key, value, key_step, key_start, query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
+    query_stride_n, grad_out_stride_n, grad_out_stride_d, begin, tile_begin, tile_end, first, last, left, right, residue,
+    dilation, stream, threshold, scale_log2, query_sign, rescale,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FLIP_QUERY: tl.constexpr,
+    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
+):  # fmt: skip
+    """Add the query tiles tile_begin .. tile_end - 1 of one query head; CHECK says what their pairs need checked."""
+    for tile in tl.range(tile_begin, tile_end):
+        step = begin + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        token = residue + step * dilation
+        real = (step >= first) & (step < last)
+        if CHECK == CLEAN:
+            normaliser, delta = tl.load(normaliser_ptr + token), tl.load(delta_ptr + token)
+        else:
+            normaliser = tl.load(normaliser_ptr + token, mask=real, other=NOWHERE)
+            delta = tl.load(delta_ptr + token, mask=real, other=0.0)
+        # Masked queries may hold NaN: they are not loaded.
+        alive = real & (normaliser < NOWHERE) if CHECK == HOLES else real
+        query = load_rows(query_ptr, token, query_stride_n, alive, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_M, BLOCK_D]
+        grad_out = load_rows(grad_out_ptr, token, grad_out_stride_n, alive, grad_out_stride_d, HEAD_DIM, BLOCK_D, CHECK)
+        if FLIP_QUERY:
+            query = (query * query_sign).to(query.dtype)
+        distance = key_step[:, None] - step[None, :]
+        visible = (distance >= -left) & (distance <= right) & real[None, :]  # [BLOCK_N, BLOCK_M]
+        keep = None
+        if DROPOUT:
+            keep = tl.trans(keep_tile(seed_ptr, threshold, token, key_start, stream, residue, BLOCK_N, DROPOUT))
+        grad_key, grad_value = add_grad_key_value(
+            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
+            CHECK != CLEAN, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+        )  # fmt: skip
+    return grad_key, grad_value
+
+
+@triton.jit(do_not_specialize=[
+    "heads", "first_head", "run_heads", "group", "members", "seq_len", "left", "right", "dilation", "threshold",
+])  # fmt: skip
+def window_grad_key_value(
+    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr,
+    grad_key_ptr, grad_value_ptr,
+    query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
+    value_stride_b, value_stride_h, value_stride_n,
+    grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
+    grad_key_stride_b, grad_key_stride_h, grad_key_stride_n, grad_value_stride_b, grad_value_stride_h, grad_value_stride_n,
+    heads, first_head, run_heads, group, members, seq_len, left, right, dilation, threshold,
+    scale_log2, query_sign, grad_scale, rescale,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums over ``members`` query heads at a time, run_heads query heads from first_head on, which share one dilation.
+
+    Output head n holds the sum over the query heads n * members .. (n + 1) * members - 1: with members = group these are the
+    key heads. Strides are in elements.
+    """
+    tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_N) * dilation
+    program = tl.program_id(0)
+    sums = run_heads // members
+    output_head = first_head // members + (program // tiles) % sums
+    batch = program // tiles // sums
+    residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_N)
+    batch_64, output_head_64 = batch.to(tl.int64), output_head.to(tl.int64)
+    key_head_64 = (output_head * members // group).to(tl.int64)
+    key_mask_ptr += batch_64 * seq_len
+
+    first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
+    first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
+    step = start + tl.arange(0, BLOCK_N)
+    token = residue + step * dilation
+    real = real_steps(step, first, last, token, key_mask_ptr, HOLES if HAS_MASK else EDGE)
+    key = load_rows(
+        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
+    )  # [BLOCK_N, BLOCK_D]
+    value = load_rows(
+        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, token, value_stride_n, real, 1,
+        HEAD_DIM, BLOCK_D, EDGE,
+    )  # fmt: skip
+    grad_key = tl.zeros([BLOCK_N, BLOCK_D], ACC)
+    grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
+    # Keys meet the queries right steps before to left steps after themselves.
+    begin, holes_end, full_begin, full_end, end = tile_phases(start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, 1)
+    for member in tl.range(0, members):
+        head = output_head * members + member
+        head_64 = output_head_64 * members + member
+        row = (batch_64 * heads + head_64) * seq_len
+        for phase in tl.static_range(0 if HAS_MASK else 1, 4):
+            # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
+            tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
+            tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
+            grad_key, grad_value = _window_grad_key_value(
+                grad_key, grad_value, key, value, step, start, query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
+                grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr + row,
+                delta_ptr + row, seed_ptr, query_stride_n, grad_out_stride_n, grad_out_stride_d, begin, tile_begin, tile_end,
+                first, last, left, right, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
+                HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+                HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            )  # fmt: skip
+    in_strand = token < seq_len
+    if NEED_KEY:
+        grad_key = tl.where(real[:, None], grad_key * grad_scale, 0.0)
+        grad_key_ptr += batch_64 * grad_key_stride_b + output_head_64 * grad_key_stride_h
+        store_rows(grad_key_ptr, token, grad_key_stride_n, grad_key, in_strand, HEAD_DIM, BLOCK_D)
+    if NEED_VALUE:
+        grad_value = tl.where(real[:, None], grad_value, 0.0)
+        grad_value_ptr += batch_64 * grad_value_stride_b + output_head_64 * grad_value_stride_h
+        store_rows(grad_value_ptr, token, grad_value_stride_n, grad_value, in_strand, HEAD_DIM, BLOCK_D)

@@ -1,0 +1,87 @@
+"""What every backward kernel needs of a row, computed once, and where the real tokens of a text lie.
+
+    delta_i = sum_d dout_id out_id - dlse_i            normaliser_i = log2(e) lse_i
+
+so that p_ij = exp2(scale log2(e) s_ij - normaliser_i) and ds_ij = p_ij (f_ij dp_ij - delta_i) (FlashAttention-2, arXiv
+2307.08691, section 3; the term dlse lets a gradient flow through lse). Rows that take no part, because they are masked, saw
+no key, or are global tokens whose window output was replaced, get the normaliser NOWHERE: their probabilities are exactly 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from longformer_triton.kernels.triton_impl.primitives import EDGE, LOG2E, NOWHERE, load_rows
+
+
+@triton.jit(do_not_specialize=["heads", "seq_len", "num_rows"])
+def prepare_rows(
+    grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr, normaliser_ptr,
+    grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,
+    grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
+    heads, seq_len, num_rows,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
+    HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """delta and normaliser, (batch, heads, num_rows), of BLOCK_M rows of one head.
+
+    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens.
+    """
+    blocks = tl.cdiv(num_rows, BLOCK_M)
+    program = tl.program_id(0)
+    head = (program // blocks) % heads
+    batch = program // blocks // heads
+    batch_64, head_64 = batch.to(tl.int64), head.to(tl.int64)
+    row = (program % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if GATHER:
+        real = row < tl.load(global_count_ptr + batch)
+        token = tl.load(global_index_ptr + batch_64 * num_rows + row, mask=real, other=0).to(tl.int32)
+    else:
+        real = row < seq_len
+        token = row
+        if HAS_GLOBAL_ROWS:
+            real = real & (tl.load(global_mask_ptr + batch_64 * seq_len + token, mask=real, other=1) == 0)
+    lse = tl.load(lse_ptr + (batch_64 * heads + head_64) * seq_len + token, mask=real, other=float("-inf"))
+    real = real & (lse > float("-inf"))
+
+    delta = tl.zeros([BLOCK_M], ACC)
+    if HAS_GRAD_OUT:
+        out = load_rows(
+            out_ptr + batch_64 * out_stride_b + head_64 * out_stride_h, token, out_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
+        )  # [BLOCK_M, BLOCK_D]
+        grad_out = load_rows(
+            grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, real,
+            grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
+        )  # fmt: skip
+        delta += tl.sum(out.to(ACC) * grad_out.to(ACC), 1)
+    if HAS_GRAD_LSE:
+        grad_lse_ptr += batch_64 * grad_lse_stride_b + head_64 * grad_lse_stride_h
+        delta -= tl.load(grad_lse_ptr + token.to(tl.int64) * grad_lse_stride_n, mask=real, other=0.0)
+    target = (batch_64 * heads + head_64) * num_rows + row
+    tl.store(delta_ptr + target, delta, mask=row < num_rows)
+    tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < num_rows)
+
+
+@triton.jit(do_not_specialize=["seq_len"])
+def text_spans(key_mask_ptr, span_ptr, seq_len, BLOCK: tl.constexpr):
+    """span (batch, 3) int32: the first real token, one past the last, and whether any between them is masked.
+
+    One program owns one sample of key_mask (batch, seq_len).
+    """
+    batch = tl.program_id(0)
+    key_mask_ptr += batch.to(tl.int64) * seq_len
+    first = tl.full([BLOCK], 2147483647, tl.int32)
+    last = tl.zeros([BLOCK], tl.int32)
+    count = tl.zeros([BLOCK], tl.int32)
+    for start in tl.range(0, seq_len, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        real = tl.load(key_mask_ptr + token, mask=token < seq_len, other=0) != 0
+        first = tl.minimum(first, tl.where(real, token, 2147483647))
+        last = tl.maximum(last, tl.where(real, token + 1, 0))
+        count += real.to(tl.int32)
+    stop = tl.max(last, 0)
+    begin = tl.minimum(tl.min(first, 0), stop)
+    tl.store(span_ptr + batch * 3, begin)
+    tl.store(span_ptr + batch * 3 + 1, stop)
+    tl.store(span_ptr + batch * 3 + 2, (tl.sum(count, 0) < stop - begin).to(tl.int32))
