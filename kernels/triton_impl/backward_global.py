@@ -30,7 +30,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "left", "right", "dilation", "num_globals", "splits", "threshold",
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "splits", "threshold",
 ])  # fmt: skip
 def columns_grad_key_value(
     query_ptr, key_ptr, value_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
@@ -38,7 +38,7 @@ def columns_grad_key_value(
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
-    heads, first_head, run_heads, group, seq_len, left, right, dilation, num_globals, splits, threshold,
+    heads, first_head, run_heads, group, seq_len, row_stride, left, right, dilation, num_globals, splits, threshold,
     scale_log2, query_sign, grad_scale, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
     HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
@@ -57,7 +57,7 @@ def columns_grad_key_value(
     batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
     query_ptr += batch_64 * query_stride_b + head_64 * query_stride_h
     grad_out_ptr += batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h
-    row = (batch_64 * heads + head_64) * seq_len
+    row = (batch_64 * heads + head_64) * row_stride
 
     count = tl.load(global_count_ptr + batch)
     slot = block * BLOCK_G + tl.arange(0, BLOCK_G)

@@ -16,13 +16,16 @@ from longformer_triton.kernels.triton_impl.primitives import (
     HOLES,
     NOWHERE,
     keep_tile,
+    load_row_numbers,
     load_rows,
+    load_tile,
     real_steps,
     steps_before,
     store_rows,
     strand_of,
     text_span,
     tile_phases,
+    visible_pairs,
 )
 
 
@@ -52,30 +55,41 @@ def add_grad_key_value(
 
 @triton.jit
 def _window_grad_key_value(
-    grad_key, grad_value, key, value, key_step, key_start, query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
-    query_stride_n, grad_out_stride_n, grad_out_stride_d, begin, tile_begin, tile_end, first, last, left, right, residue,
+    grad_key, grad_value, key, value, low, high, key_start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
+    query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
+    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, residue,
     dilation, stream, threshold, scale_log2, query_sign, rescale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FLIP_QUERY: tl.constexpr,
-    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
+    FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the query tiles tile_begin .. tile_end - 1 of one query head; CHECK says what their pairs need checked."""
     for tile in tl.range(tile_begin, tile_end):
-        step = begin + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        query_start = begin + tile * BLOCK_M
+        step = query_start + tl.arange(0, BLOCK_M)
         token = residue + step * dilation
         real = (step >= first) & (step < last)
-        if CHECK == CLEAN:
-            normaliser, delta = tl.load(normaliser_ptr + token), tl.load(delta_ptr + token)
+        # [BLOCK_M] each
+        if DESCRIPTORS:
+            normaliser = normaliser_tiles.load([row + query_start])
+            delta = delta_tiles.load([row + query_start])
         else:
-            normaliser = tl.load(normaliser_ptr + token, mask=real, other=NOWHERE)
-            delta = tl.load(delta_ptr + token, mask=real, other=0.0)
-        # Masked queries may hold NaN: they are not loaded.
+            normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
+            delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
+        # Masked queries may hold NaN: they are not loaded, or put to zero.
         alive = real & (normaliser < NOWHERE) if CHECK == HOLES else real
-        query = load_rows(query_ptr, token, query_stride_n, alive, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_M, BLOCK_D]
-        grad_out = load_rows(grad_out_ptr, token, grad_out_stride_n, alive, grad_out_stride_d, HEAD_DIM, BLOCK_D, CHECK)
+        # [BLOCK_M, BLOCK_D] each
+        query = load_tile(
+            query_tiles, query_ptr, batch, head, query_start, token, query_stride_n, alive, 1,
+            HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
+        grad_out = load_tile(
+            grad_out_tiles, grad_out_ptr, batch, head, query_start, token, grad_out_stride_n, alive, grad_out_stride_d,
+            HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
         if FLIP_QUERY:
             query = (query * query_sign).to(query.dtype)
-        distance = key_step[:, None] - step[None, :]
-        visible = (distance >= -left) & (distance <= right) & real[None, :]  # [BLOCK_N, BLOCK_M]
+        visible = visible_pairs(low, high, query_start, real, BLOCK_M, CHECK)  # [BLOCK_N, BLOCK_M]
         keep = None
         if DROPOUT:
             keep = tl.trans(keep_tile(seed_ptr, threshold, token, key_start, stream, residue, BLOCK_N, DROPOUT))
@@ -87,25 +101,26 @@ def _window_grad_key_value(
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "members", "seq_len", "left", "right", "dilation", "threshold",
+    "heads", "first_head", "run_heads", "group", "members", "seq_len", "row_stride", "left", "right", "dilation", "threshold",
 ])  # fmt: skip
 def window_grad_key_value(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr,
-    grad_key_ptr, grad_value_ptr,
+    query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_mask_ptr, span_ptr, seed_ptr,
+    grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     grad_key_stride_b, grad_key_stride_h, grad_key_stride_n, grad_value_stride_b, grad_value_stride_h, grad_value_stride_n,
-    heads, first_head, run_heads, group, members, seq_len, left, right, dilation, threshold,
+    heads, first_head, run_heads, group, members, seq_len, row_stride, left, right, dilation, threshold,
     scale_log2, query_sign, grad_scale, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums over ``members`` query heads at a time, run_heads query heads from first_head on, which share one dilation.
 
     Output head n holds the sum over the query heads n * members .. (n + 1) * members - 1: with members = group these are the
-    key heads. Strides are in elements.
+    key heads. Strides are in elements. With DESCRIPTORS, which needs a dilation of 1, the four tiles describe whole tensors in
+    tiles of BLOCK_M rows.
     """
     tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_N) * dilation
     program = tl.program_id(0)
@@ -131,23 +146,29 @@ def window_grad_key_value(
     )  # fmt: skip
     grad_key = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
-    # Keys meet the queries right steps before to left steps after themselves.
-    begin, holes_end, full_begin, full_end, end = tile_phases(start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, 1)
+    # Keys meet the queries right steps before to left steps after themselves. The copy engine takes row numbers by 16 bytes.
+    ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
+    begin, holes_end, full_begin, full_end, end = tile_phases(
+        start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN
+    )
+    low, high = tl.maximum(step - right, first), tl.minimum(step + left, last - 1)
     for member in tl.range(0, members):
         head = output_head * members + member
         head_64 = output_head_64 * members + member
-        row = (batch_64 * heads + head_64) * seq_len
+        # A descriptor's coordinates are 32 bits wide; launch.py sees to it that they fit.
+        row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
         for phase in tl.static_range(0 if HAS_MASK else 1, 4):
             # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
             tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
             tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
             grad_key, grad_value = _window_grad_key_value(
-                grad_key, grad_value, key, value, step, start, query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
-                grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr + row,
-                delta_ptr + row, seed_ptr, query_stride_n, grad_out_stride_n, grad_out_stride_d, begin, tile_begin, tile_end,
-                first, last, left, right, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
-                HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
-                HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+                grad_key, grad_value, key, value, low, high, start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
+                query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
+                grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr, delta_ptr, seed_ptr,
+                query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end,
+                first, last, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
+                HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+                HOLES if phase == 0 else CLEAN if phase == 2 else EDGE, DESCRIPTORS,
             )  # fmt: skip
     in_strand = token < seq_len
     if NEED_KEY:

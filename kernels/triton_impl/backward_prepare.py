@@ -15,20 +15,21 @@ import triton.language as tl
 from longformer_triton.kernels.triton_impl.primitives import EDGE, LOG2E, NOWHERE, load_rows
 
 
-@triton.jit(do_not_specialize=["heads", "seq_len", "num_rows"])
+@triton.jit(do_not_specialize=["heads", "seq_len", "row_stride"])
 def prepare_rows(
     grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr, normaliser_ptr,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,
     grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
-    heads, seq_len, num_rows,
+    heads, seq_len, row_stride,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
     HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """delta and normaliser, (batch, heads, num_rows), of BLOCK_M rows of one head.
+    """delta and normaliser, (batch, heads, row_stride), of BLOCK_M rows of one head.
 
-    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens.
+    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens. Rows past their
+    number take no part.
     """
-    blocks = tl.cdiv(num_rows, BLOCK_M)
+    blocks = tl.cdiv(row_stride, BLOCK_M)
     program = tl.program_id(0)
     head = (program // blocks) % heads
     batch = program // blocks // heads
@@ -36,7 +37,7 @@ def prepare_rows(
     row = (program % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     if GATHER:
         real = row < tl.load(global_count_ptr + batch)
-        token = tl.load(global_index_ptr + batch_64 * num_rows + row, mask=real, other=0).to(tl.int32)
+        token = tl.load(global_index_ptr + batch_64 * row_stride + row, mask=real, other=0).to(tl.int32)
     else:
         real = row < seq_len
         token = row
@@ -58,9 +59,9 @@ def prepare_rows(
     if HAS_GRAD_LSE:
         grad_lse_ptr += batch_64 * grad_lse_stride_b + head_64 * grad_lse_stride_h
         delta -= tl.load(grad_lse_ptr + token.to(tl.int64) * grad_lse_stride_n, mask=real, other=0.0)
-    target = (batch_64 * heads + head_64) * num_rows + row
-    tl.store(delta_ptr + target, delta, mask=row < num_rows)
-    tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < num_rows)
+    target = (batch_64 * heads + head_64) * row_stride + row
+    tl.store(delta_ptr + target, delta, mask=row < row_stride)
+    tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < row_stride)
 
 
 @triton.jit(do_not_specialize=["seq_len"])

@@ -18,12 +18,14 @@ from longformer_triton.kernels.triton_impl.primitives import (
     keep_pairs,
     keep_tile,
     load_rows,
+    load_tile,
     real_steps,
     steps_before,
     store_rows,
     strand_of,
     text_span,
     tile_phases,
+    visible_pairs,
 )
 
 
@@ -48,11 +50,11 @@ def add_grad_query(
 
 @triton.jit
 def _window_grad_query(
-    grad_query, query, grad_out, normaliser, delta, query_step, query_token, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
-    key_stride_n, value_stride_n, begin, tile_begin, tile_end, first, last, left, right, residue, dilation, stream, threshold,
+    grad_query, query, grad_out, normaliser, delta, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr,
+    key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream, threshold,
     scale_log2, rescale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    CHECK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the window's key tiles tile_begin .. tile_end - 1; CHECK says what their pairs need checked."""
     for tile in tl.range(tile_begin, tile_end):
@@ -60,10 +62,16 @@ def _window_grad_query(
         step = key_start + tl.arange(0, BLOCK_N)
         token = residue + step * dilation
         real = real_steps(step, first, last, token, key_mask_ptr, CHECK)
-        key = load_rows(key_ptr, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_N, BLOCK_D]
-        value = load_rows(value_ptr, token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_N, BLOCK_D]
-        distance = step[None, :] - query_step[:, None]
-        visible = (distance >= -left) & (distance <= right) & real[None, :]  # [BLOCK_M, BLOCK_N]
+        # [BLOCK_N, BLOCK_D] each
+        key = load_tile(
+            key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
+            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
+        value = load_tile(
+            value_tiles, value_ptr, batch, key_head, key_start, token, value_stride_n, real, 1,
+            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
+        visible = visible_pairs(low, high, key_start, real, BLOCK_N, CHECK)  # [BLOCK_M, BLOCK_N]
         keep = keep_tile(seed_ptr, threshold, query_token, key_start, stream, residue, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
             grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2, rescale,
@@ -73,22 +81,25 @@ def _window_grad_query(
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "left", "right", "dilation", "num_globals", "threshold",
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "threshold",
 ])  # fmt: skip
 def window_grad_query(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, grad_query_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     grad_query_stride_b, grad_query_stride_h, grad_query_stride_n,
-    heads, first_head, run_heads, group, seq_len, left, right, dilation, num_globals, threshold,
+    heads, first_head, run_heads, group, seq_len, row_stride, left, right, dilation, num_globals, threshold,
     scale_log2, query_sign, grad_scale, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_GLOBALS: tl.constexpr, IS_CAUSAL: tl.constexpr, FLIP_QUERY: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The heads first_head .. first_head + run_heads - 1, which share one dilation. Strides are in elements."""
+    """The heads first_head .. first_head + run_heads - 1, which share one dilation. Strides are in elements.
+
+    With DESCRIPTORS, which needs a dilation of 1, key_tiles and value_tiles describe whole tensors in tiles of BLOCK_N rows.
+    """
     tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_M) * dilation
     program = tl.program_id(0)
     head = first_head + (program // tiles) % run_heads
@@ -103,7 +114,7 @@ def window_grad_query(
     step = start + tl.arange(0, BLOCK_M)
     token = residue + step * dilation
     in_strand = token < seq_len
-    row = (batch_64 * heads + head_64) * seq_len + token
+    row = (batch_64 * heads + head_64) * row_stride + token
     normaliser = tl.load(normaliser_ptr + row, mask=in_strand, other=NOWHERE)
     delta = tl.load(delta_ptr + row, mask=in_strand, other=0.0)
     # Rows that take no part may hold NaN: they are not loaded.
@@ -143,15 +154,17 @@ def window_grad_query(
     begin, holes_end, full_begin, full_end, end = tile_phases(
         start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN
     )
+    low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
     for phase in tl.static_range(0 if HAS_MASK else 1, 4):
         # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
         tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
         tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
         grad_query = _window_grad_query(
-            grad_query, query, grad_out, normaliser, delta, step, token, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
-            key_stride_n, value_stride_n, begin, tile_begin, tile_end, first, last, left, right, residue, dilation, stream,
+            grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
+            key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
             threshold, scale_log2, rescale,
-            HEAD_DIM, BLOCK_D, BLOCK_N, DROPOUT, PRECISION, HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            DESCRIPTORS,
         )  # fmt: skip
     grad_query_ptr += batch_64 * grad_query_stride_b + head_64 * grad_query_stride_h
     store_rows(grad_query_ptr, token, grad_query_stride_n, grad_query * grad_scale, in_strand, HEAD_DIM, BLOCK_D)

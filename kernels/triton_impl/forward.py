@@ -20,6 +20,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     keep_pairs,
     keep_tile,
     load_rows,
+    load_tile,
     real_steps,
     softmax_finish,
     softmax_update,
@@ -28,15 +29,17 @@ from longformer_triton.kernels.triton_impl.primitives import (
     strand_of,
     text_span,
     tile_phases,
+    visible_pairs,
 )
 
 
 @triton.jit
 def _attend_window(
-    acc, row_max, row_sum, query, query_step, query_token, key_ptr, value_ptr, key_mask_ptr, seed_ptr, key_stride_n, value_stride_n,
-    begin, tile_begin, tile_end, first, last, left, right, residue, dilation, stream, threshold, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    CHECK: tl.constexpr,
+    acc, row_max, row_sum, query, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
+    key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream, threshold,
+    scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Fold the window's key tiles tile_begin .. tile_end - 1 into the softmax; CHECK says what their pairs need checked."""
     for tile in tl.range(tile_begin, tile_end):
@@ -44,13 +47,19 @@ def _attend_window(
         step = key_start + tl.arange(0, BLOCK_N)
         token = residue + step * dilation
         real = real_steps(step, first, last, token, key_mask_ptr, CHECK)
-        key = load_rows(key_ptr, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_N, BLOCK_D]
-        value = load_rows(value_ptr, token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, CHECK)  # [BLOCK_N, BLOCK_D]
+        # [BLOCK_N, BLOCK_D] each
+        key = load_tile(
+            key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
+            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
+        value = load_tile(
+            value_tiles, value_ptr, batch, key_head, key_start, token, value_stride_n, real, 1,
+            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
+        )  # fmt: skip
         # [BLOCK_M, BLOCK_N]
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=acc.dtype)
         if CHECK != CLEAN:
-            distance = step[None, :] - query_step[:, None]
-            scores = tl.where((distance >= -left) & (distance <= right) & real[None, :], scores, FLOOR)
+            scores = tl.where(visible_pairs(low, high, key_start, real, BLOCK_N, CHECK), scores, FLOOR)
         keep = keep_tile(seed_ptr, threshold, query_token, key_start, stream, residue, BLOCK_N, DROPOUT)
         acc, row_max, row_sum = softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPOUT, PRECISION)
     return acc, row_max, row_sum
@@ -85,16 +94,20 @@ def _attend_globals(
     "heads", "first_head", "run_heads", "group", "seq_len", "left", "right", "dilation", "num_globals", "threshold",
 ])  # fmt: skip
 def window_forward(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr, out_ptr, lse_ptr,
+    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
+    out_ptr, lse_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, out_stride_b, out_stride_h, out_stride_n,
     heads, first_head, run_heads, group, seq_len, left, right, dilation, num_globals, threshold,
     scale_log2, query_sign, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_GLOBALS: tl.constexpr, IS_CAUSAL: tl.constexpr, FLIP_QUERY: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The heads first_head .. first_head + run_heads - 1, which share one dilation. Strides are in elements."""
+    """The heads first_head .. first_head + run_heads - 1, which share one dilation. Strides are in elements.
+
+    With DESCRIPTORS, which needs a dilation of 1, key_tiles and value_tiles describe whole tensors in tiles of BLOCK_N rows.
+    """
     tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_M) * dilation
     program = tl.program_id(0)
     head = first_head + (program // tiles) % run_heads
@@ -132,14 +145,17 @@ def window_forward(
     begin, holes_end, full_begin, full_end, end = tile_phases(
         start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN
     )
+    low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
     for phase in tl.static_range(0 if HAS_MASK else 1, 4):
         # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
         tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
         tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
         acc, row_max, row_sum = _attend_window(
-            acc, row_max, row_sum, query, step, token, key_ptr, value_ptr, key_mask_ptr, seed_ptr, key_stride_n, value_stride_n,
-            begin, tile_begin, tile_end, first, last, left, right, residue, dilation, stream, threshold, scale_log2,
-            HEAD_DIM, BLOCK_D, BLOCK_N, DROPOUT, PRECISION, HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            acc, row_max, row_sum, query, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
+            key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
+            threshold, scale_log2,
+            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            DESCRIPTORS,
         )  # fmt: skip
 
     real = real_steps(step, first, last, token, key_mask_ptr, HOLES if HAS_MASK else EDGE)

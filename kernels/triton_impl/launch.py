@@ -16,11 +16,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.triton_impl import tuning
 from longformer_triton.kernels.triton_impl.backward_global import (
     columns_grad_key_value,
     reduce_partials,
@@ -32,7 +32,7 @@ from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows,
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
 from longformer_triton.kernels.triton_impl.global_rows import rows_combine, rows_forward
-from longformer_triton.kernels.triton_impl.tuning import Config
+from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
@@ -61,18 +61,42 @@ class Launch:
         self.kernel[(self.programs,)](**self.arguments, **self.config.options())
 
 
+def _fits_descriptor(states: Tensor) -> bool:
+    """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
+    size = states.element_size()
+    strides = [stride for stride, length in zip(states.stride()[:-1], states.shape[:-1], strict=True) if length > 1]
+    return (
+        states.stride(-1) == 1
+        and states.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * size % 16 == 0 for stride in strides)
+        and states.shape[-1] * size >= 16
+    )
+
+
+def _descriptor(states: Tensor, block: list[int]) -> TensorDescriptor:
+    """Tiles of ``block`` of a tensor; the stride of an axis of length one says nothing, and gets a legal value."""
+    aligned = 16 // states.element_size()
+    strides = [
+        stride if length > 1 or axis == states.dim() - 1 else max(aligned, stride - stride % aligned)
+        for axis, (stride, length) in enumerate(zip(states.stride(), states.shape, strict=True))
+    ]
+    return TensorDescriptor(states, list(states.shape), strides, block)
+
+
 def _tensor(name: str, states: Tensor) -> dict[str, Any]:
     """A tensor (batch, heads, tokens[, channels]) as pointer and strides."""
     strides = {f"{name}_stride_{axis}": stride for axis, stride in zip("bhnd", states.stride(), strict=False)}
     return {f"{name}_ptr": states, **strides}
 
 
-class _Problem:
+class Problem:
     """What all kernels of one call have in common, by the names of their arguments."""
 
-    def __init__(self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> None:
+    def __init__(
+        self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target
+    ) -> None:
         query, key, value = states
-        self.query, self.pattern, self.dropout = query, pattern, dropout
+        self.query, self.pattern, self.dropout, self.target = query, pattern, dropout, target
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
         self.num_globals = pattern.global_index.shape[1]
@@ -114,6 +138,7 @@ class _Problem:
             "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
         }
         self.scale, self.magnitude = scale, magnitude
+        self.key_value = {"key": key, "value": value}
 
     def spans(self) -> Iterator[Launch]:
         """Where each text begins and ends, which the kernels of this call read."""
@@ -121,8 +146,16 @@ class _Problem:
             self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
             yield Launch.of(text_spans, self.batch, Config(1, 1), {**self.arguments, "BLOCK": 1024})
 
+    def of_rows(self, rows: States) -> Problem:
+        """The same for the rows of global tokens, once the spans are known."""
+        problem = Problem(rows, self.pattern, self.scale, self.dropout, self.target)
+        problem.arguments["span_ptr"] = self.arguments["span_ptr"]
+        return problem
+
     def config(self, kernel: str) -> Config:
-        return tuning.choose(kernel, self.dropout is not None)
+        """The configuration of one of the kernels for this problem."""
+        precision = self.arguments["PRECISION"]
+        return self.target.config(kernel, self.head_dim, self.query.dtype, precision, self.dropout is not None)
 
     def runs(self) -> Iterator[dict[str, int]]:
         """Neighbouring heads of one dilation, which one launch can serve."""
@@ -132,6 +165,20 @@ class _Problem:
             count = len(list(run))
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count
+
+    def tiles_of(self, sources: dict[str, Tensor], block: int, run: dict[str, int]) -> dict[str, Any]:
+        """The arguments DESCRIPTORS and {name}_tiles: descriptors where the device and every tensor allow them."""
+        use = (
+            self.target.descriptors
+            and run["dilation"] == 1
+            and all(_fits_descriptor(states) for states in sources.values() if states.dim() > 1)
+            and self.batch * self.heads * self.seq_len < 2**31
+        )
+        blocks = {4: [1, 1, block, self.arguments["BLOCK_D"]], 1: [block]}
+        return {
+            "DESCRIPTORS": use,
+            **{f"{name}_tiles": _descriptor(states, blocks[states.dim()]) if use else None for name, states in sources.items()},
+        }
 
     def tiles(self, run: dict[str, int], block: int) -> int:
         """Programs of a launch over the tokens, for every head of a run."""
@@ -167,7 +214,7 @@ def attention_forward(
     out = torch.empty_like(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
     if query.numel():
-        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse))
+        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target_of(query.device)))
     return out, lse
 
 
@@ -179,30 +226,29 @@ def forward_launches(
     dropout: Dropout | None,
     out: Tensor,
     lse: Tensor,
+    target: Target,
 ) -> Iterator[Launch]:
     """The launches that fill ``out`` and ``lse``."""
-    problem = _Problem(window, pattern, scale, dropout)
+    problem = Problem(window, pattern, scale, dropout, target)
     yield from problem.spans()
     results = {**_tensor("out", out), "lse_ptr": lse}
     config = problem.config("forward")
     for run in problem.runs():
-        available = {**problem.arguments, **results, **run}
+        tiles = problem.tiles_of(problem.key_value, config.block_n, run)
+        available = {**problem.arguments, **results, **run, **tiles}
         yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
     if rows is not None and problem.num_globals:
-        yield from _rows_forward_launches(rows, pattern, scale, dropout, problem.arguments["span_ptr"], results)
+        problem = problem.of_rows(rows)
+        yield from _rows_forward_launches(problem, results)
 
 
-def _rows_forward_launches(
-    rows: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, span: Tensor, results: dict[str, Any]
-) -> Iterator[Launch]:
-    problem = _Problem(rows, pattern, scale, dropout)
+def _rows_forward_launches(problem: Problem, results: dict[str, Any]) -> Iterator[Launch]:
     config = problem.config("rows_forward")
     blocks = problem.global_blocks(problem.heads)
     splits = problem.splits(blocks, config.block_n)
     available = {
         **problem.arguments,
         **results,
-        "span_ptr": span,
         "splits": splits,
         "partial_out_ptr": problem.partials(problem.heads, splits, problem.head_dim),
         "partial_lse_ptr": problem.partials(problem.heads, splits),
@@ -227,22 +273,37 @@ def attention_backward(
     """Gradients of operator ``attention``, written into ``grads`` where needed."""
     if window[0].numel() == 0:
         return
-    given = _Given(grad_out, grad_lse, out, lse)
-    problem = _Problem(window, pattern, scale, dropout)
-    _run(problem.spans())
+    given = Given(grad_out, grad_lse, out, lse)
+    _run(backward_launches(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)))
+
+
+def backward_launches(
+    given: Given,
+    window: States,
+    rows: States | None,
+    pattern: AttentionPattern,
+    scale: float,
+    dropout: Dropout | None,
+    needs: list[bool],
+    grads: list[Tensor],
+    target: Target,
+) -> Iterator[Launch]:
+    """The launches that fill ``grads`` where needed."""
+    problem = Problem(window, pattern, scale, dropout, target)
+    yield from problem.spans()
     if any(needs[:3]):
-        _run(window_backward_launches(problem, given, rows is not None, needs[:3], grads[:3]))
-    if rows is not None and any(needs[3:]):
-        if problem.num_globals:
-            span = problem.arguments["span_ptr"]
-            _run(rows_backward_launches(rows, pattern, scale, dropout, span, given, needs[3:], grads[3:]))
-        else:
-            for grad in grads[3:]:
-                grad.zero_()
+        yield from _window_backward_launches(problem, given, rows is not None, needs[:3], grads[:3])
+    if rows is None or not any(needs[3:]):
+        return
+    if problem.num_globals:
+        yield from _rows_backward_launches(problem.of_rows(rows), given, needs[3:], grads[3:])
+    else:
+        for grad in grads[3:]:
+            grad.zero_()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
+class Given:
     """What a backward pass starts from."""
 
     grad_out: Tensor | None
@@ -250,9 +311,11 @@ class _Given:
     out: Tensor
     lse: Tensor
 
-    def prepared(self, problem: _Problem, num_rows: int, kind: str, available: dict[str, Any]) -> Iterator[Launch]:
+    def prepared(self, problem: Problem, num_rows: int, kind: str, available: dict[str, Any]) -> Iterator[Launch]:
         """delta and normaliser of ``num_rows`` rows of each head, which are then available."""
-        shape = (problem.batch, problem.heads, num_rows)
+        # Rows begin at multiples of 16 bytes, as the copy engine wants them.
+        row_stride = num_rows if kind == "rows" else triton.cdiv(num_rows, 4) * 4
+        shape = (problem.batch, problem.heads, row_stride)
         zeros = self.out if self.grad_out is None else self.grad_out
         available.update(
             {
@@ -260,24 +323,24 @@ class _Given:
                 **_tensor("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
                 **_tensor("out", self.out),
                 "lse_ptr": self.lse,
+                "row_stride": row_stride,
                 "delta_ptr": self.lse.new_empty(shape),
                 "normaliser_ptr": self.lse.new_empty(shape),
             }
         )
         config = problem.config("prepare")
         own = {
-            "num_rows": num_rows,
             "HAS_GRAD_OUT": self.grad_out is not None,
             "HAS_GRAD_LSE": self.grad_lse is not None,
             "HAS_GLOBAL_ROWS": kind == "window with rows" and problem.pattern.global_mask is not None,
             "GATHER": kind == "rows",
         }
-        programs = problem.batch * problem.heads * triton.cdiv(num_rows, config.block_m)
+        programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)
         yield Launch.of(prepare_rows, programs, config, {**available, **own})
 
 
-def window_backward_launches(
-    problem: _Problem, given: _Given, with_rows: bool, needs: list[bool], grads: list[Tensor]
+def _window_backward_launches(
+    problem: Problem, given: Given, with_rows: bool, needs: list[bool], grads: list[Tensor]
 ) -> Iterator[Launch]:
     """The launches that fill the gradients of query, key and value."""
     available = dict(problem.arguments)
@@ -287,13 +350,14 @@ def window_backward_launches(
         config = problem.config("backward_query")
         available.update({**_tensor("grad_query", grads[0]), "grad_scale": problem.scale})
         for run in problem.runs():
-            yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run})
+            tiles = problem.tiles_of(problem.key_value, config.block_n, run)
+            yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
     if need_key or need_value:
         yield from _key_value_launches(problem, available, need_key, need_value, grads)
 
 
 def _key_value_launches(
-    problem: _Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
+    problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
 ) -> Iterator[Launch]:
     available.update(
         {
@@ -317,7 +381,10 @@ def _key_value_launches(
     members = 1 if mixed else problem.group
     for run in runs:
         programs = problem.tiles(run, config.block_n) // members
-        yield Launch.of(window_grad_key_value, programs, config, {**sums, **run, "members": members})
+        rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
+        numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
+        tiles = problem.tiles_of({**rows, **numbers}, config.block_m, run)
+        yield Launch.of(window_grad_key_value, programs, config, {**sums, **run, **tiles, "members": members})
     if mixed:
         for name, needed in (("grad_key_ptr", need_key), ("grad_value_ptr", need_value)):
             if needed:
@@ -326,7 +393,7 @@ def _key_value_launches(
         yield from _columns_launches(problem, available)
 
 
-def _columns_launches(problem: _Problem, available: dict[str, Any]) -> Iterator[Launch]:
+def _columns_launches(problem: Problem, available: dict[str, Any]) -> Iterator[Launch]:
     """Add what queries whose windows do not hold them give to global keys."""
     config = problem.config("columns")
     splits = problem.splits(problem.global_blocks(problem.heads), config.block_m)
@@ -343,7 +410,7 @@ def _columns_launches(problem: _Problem, available: dict[str, Any]) -> Iterator[
 
 
 def _reduce_launch(
-    problem: _Problem, partial: Tensor, target: dict[str, Any], group: int, splits: int, *, scatter: bool
+    problem: Problem, partial: Tensor, target: dict[str, Any], group: int, splits: int, *, scatter: bool
 ) -> Launch:
     """Sum over the splits and over the ``group`` heads that share a target."""
     heads = problem.heads // group
@@ -353,19 +420,8 @@ def _reduce_launch(
     )
 
 
-def rows_backward_launches(
-    rows: States,
-    pattern: AttentionPattern,
-    scale: float,
-    dropout: Dropout | None,
-    span: Tensor,
-    given: _Given,
-    needs: list[bool],
-    grads: list[Tensor],
-) -> Iterator[Launch]:
+def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Launch]:
     """The launches that fill the gradients of query_global, key_global and value_global."""
-    problem = _Problem(rows, pattern, scale, dropout)
-    problem.arguments["span_ptr"] = span
     available = dict(problem.arguments)
     yield from given.prepared(problem, problem.num_globals, "rows", available)
     need_query, need_key, need_value = needs
@@ -374,15 +430,15 @@ def rows_backward_launches(
         blocks = problem.global_blocks(problem.heads)
         splits = problem.splits(blocks, config.block_n)
         partial = problem.partials(problem.heads, splits, problem.head_dim)
-        available.update({"partial_ptr": partial, "splits": splits, "grad_scale": scale})
+        available.update({"partial_ptr": partial, "splits": splits, "grad_scale": problem.scale})
         yield Launch.of(rows_grad_query, blocks * splits, config, available)
         yield _reduce_launch(problem, partial, _tensor("target", grads[0]), 1, splits, scatter=False)
     if need_key or need_value:
         config = problem.config("rows_backward_key_value")
         available.update(
             {
-                **_tensor("grad_key", grads[1] if need_key else rows[1]),
-                **_tensor("grad_value", grads[2] if need_value else rows[2]),
+                **_tensor("grad_key", grads[1] if need_key else available["key_ptr"]),
+                **_tensor("grad_value", grads[2] if need_value else available["value_ptr"]),
                 "grad_scale": problem.magnitude,
                 "NEED_KEY": need_key,
                 "NEED_VALUE": need_value,

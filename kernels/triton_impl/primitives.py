@@ -86,6 +86,20 @@ def real_steps(step, first, last, token, key_mask_ptr, CHECK: tl.constexpr):
 
 
 @triton.jit
+def visible_pairs(low, high, start, real, BLOCK: tl.constexpr, CHECK: tl.constexpr):
+    """[rows, BLOCK] bool: whether row r, which meets the steps low[r] .. high[r], meets the steps start .. start + BLOCK - 1.
+
+    Bounds move to the tile, one subtraction a row, and are compared with constants: a distance for each pair would be hoisted
+    out of the loop and fill the registers (bench/LOG.md, "row bounds").
+    """
+    offset = tl.arange(0, BLOCK)[None, :]
+    visible = (offset >= (low - start)[:, None]) & (offset <= (high - start)[:, None])
+    if CHECK == HOLES:
+        visible = visible & real[None, :]
+    return visible
+
+
+@triton.jit
 def load_rows(ptr, token, stride, real, channel_stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):
     """[rows, BLOCK_D]: the rows at ``token``, zero where not ``real`` (looked at unless CLEAN) and beyond HEAD_DIM."""
     channel = tl.arange(0, BLOCK_D)
@@ -98,6 +112,41 @@ def load_rows(ptr, token, stride, real, channel_stride, HEAD_DIM: tl.constexpr, 
     else:
         rows = tl.load(pointers, mask=real[:, None] & (channel[None, :] < HEAD_DIM), other=0.0)
     return rows
+
+
+@triton.jit
+def load_tile(
+    tiles, ptr, batch, head, start, token, stride, real, channel_stride,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK, BLOCK_D]: the rows of consecutive steps, by the copy engine where there is a descriptor for them.
+
+    ``tiles`` describes the whole (batch, heads, seq_len, head_dim) and fills with zeros what lies outside; ``ptr`` is the row of
+    token 0. Rows that are not ``real`` are zero unless CLEAN.
+    """
+    if DESCRIPTORS:
+        rows = tiles.load([batch, head, start, 0]).reshape([BLOCK, BLOCK_D])
+        if HAS_MASK and CHECK != CLEAN:
+            rows = tl.where(real[:, None], rows, 0.0).to(rows.dtype)
+    else:
+        rows = load_rows(ptr, token, stride, real, channel_stride, HEAD_DIM, BLOCK_D, CHECK)
+    return rows
+
+
+@triton.jit
+def load_row_numbers(ptr, token, real, other, CHECK: tl.constexpr):
+    """[rows]: one number for each row, loaded once a warp and then spread through shared memory.
+
+    Each is loaded four times and reduced: the compiler takes a load of fewer elements than threads for a cheap one, and then
+    repeats it in the layout of the scores, with a pointer in every thread for every column (bench/LOG.md, "row numbers").
+    """
+    pointers = ptr + token[:, None] + tl.arange(0, 4)[None, :] * 0
+    if CHECK == CLEAN:
+        numbers = tl.load(pointers)
+    else:
+        numbers = tl.load(pointers, mask=(real[:, None] & (tl.arange(0, 4)[None, :] >= 0)), other=other)
+    return tl.max(numbers, 1)
 
 
 @triton.jit

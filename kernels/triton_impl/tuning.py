@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+
+import torch
+
+INTERPRETER = "interpreter"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,5 +29,26 @@ class Config:
         return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
 
 
-def choose(kernel: str, dropout: bool) -> Config:
-    return Config(16, 64 if dropout else 16)
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the kernels are launched on: an architecture, whether its copy engine is used, and configurations under trial."""
+
+    architecture: str
+    descriptors: bool
+    trial: Mapping[str, Config] = dataclasses.field(default_factory=dict)
+
+    def config(self, kernel: str, head_dim: int, dtype: torch.dtype, precision: str, dropout: bool) -> Config:
+        if kernel in self.trial:
+            return self.trial[kernel]
+        return Config(16, 64 if dropout else 16)
+
+
+@functools.lru_cache
+def target_of(device: torch.device) -> Target:
+    """The target that ``device`` is."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu":
+        return Target(INTERPRETER, descriptors=False)
+    if torch.version.hip is not None:
+        return Target(torch.cuda.get_device_properties(device).gcnArchName.split(":")[0], descriptors=False)
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target(f"sm_{major}{minor}", descriptors=major >= 9)
