@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("triton", "torch", "reference")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -306,29 +305,3 @@ def selection(name: str, value: Sequence[int] | None, size: int) -> list[int]:
     if any(not -size <= item < size for item in value):
         raise ValueError(f"{name}: got {list(value)}, expected indices from {-size} to {size - 1}.")
     return [item % size for item in value]
-
-
-def why_not(backend: str, device: torch.device) -> str | None:
-    """None when ``backend`` runs on ``device``, else the reason. One probe for choosing, listing and refusing."""
-    if backend == "triton":
-        return (
-            "this version has no Triton kernels yet"
-            if device.type == "cuda"
-            else f"Triton drives GPUs, not {device.type} devices"
-        )
-    return None
-
-
-def backend(requested: Any, device: torch.device) -> str:
-    """The backend that runs: the one asked for, or the first that can; asking for one that cannot raises."""
-    if requested is None:
-        return next(name for name in BACKENDS if why_not(name, device) is None)
-    if requested not in BACKENDS:
-        raise ValueError(f"backend: got {requested!r}, expected None or one of {', '.join(map(repr, BACKENDS))}.")
-    reason = why_not(requested, device)
-    if reason is not None:
-        raise NotImplementedError(
-            f"backend: got {requested!r}, which cannot run on {device}: {reason}. "
-            "Pass backend=None for the best that runs; available_backends(device) lists all."
-        )
-    return requested

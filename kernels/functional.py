@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longformer_triton.kernels import checks, ops, probabilities, reference
+from longformer_triton.kernels import backends, checks, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 
@@ -19,7 +19,7 @@ _told: set[str] = set()
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
     """Which backends run on ``device``: {name: None if it runs, else the reason why not}, best first."""
     place = torch.device(device)
-    return {name: checks.why_not(name, place) for name in checks.BACKENDS}
+    return {name: backends.why_not(name, place) for name in backends.BACKENDS}
 
 
 def sliding_window_attention(
@@ -80,7 +80,7 @@ def sliding_window_attention(
     checks.pattern_fits(pattern, batch, heads, seq_len, query.device)
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query.device)
-    chosen = _choose(backend, query.device)
+    chosen = _choose(backend, query, head_dim)
     if chosen == "reference":
         out, lse = reference.attention(query, key, value, pattern, factor, dropout)
     else:
@@ -129,7 +129,7 @@ def longformer_attention(
     checks.global_inputs(query, query_global, key_global, value_global, pattern)
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query.device)
-    chosen = _choose(backend, query.device)
+    chosen = _choose(backend, query, head_dim)
     inputs = (query, key, value, query_global, key_global, value_global)
     if chosen == "reference":
         out, lse = reference.longformer_attention(inputs, pattern, factor, dropout)
@@ -175,7 +175,7 @@ def absorbed_global_attention(
     heads, head_dim = query_global.shape[1], query_global.shape[3]
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query_global.device)
-    chosen = _choose(backend, query_global.device)
+    chosen = _choose(backend, query_global, None)
     # Rows at -1 may hold NaN, which must not reach the gradient of the weights either.
     rows = torch.where((pattern.global_index >= 0)[:, None, :, None], query_global, query_global.new_zeros(()))
     key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
@@ -287,12 +287,13 @@ def _dropout(dropout_p: float, seed: Tensor | None, device: torch.device) -> Dro
     return Dropout(seed, threshold)
 
 
-def _choose(requested: str | None, device: torch.device) -> str:
+def _choose(requested: str | None, query: Tensor, head_dim: int | None) -> str:
     """The backend that runs; says once when that is not a GPU kernel."""
-    chosen = checks.backend(requested, device)
+    chosen = backends.choose(requested, query.device, query.dtype, head_dim)
     if requested is None and chosen == "torch" and not torch.compiler.is_compiling() and "torch" not in _told:
         _told.add("torch")
-        _log.info("PyTorch backend in use on %s: %s", device, checks.why_not("triton", device))
+        reason = backends.why_not("triton", query.device, query.dtype, head_dim)
+        _log.info("PyTorch backend in use on %s: %s", query.device, reason)
     return chosen
 
 

@@ -22,7 +22,10 @@ from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 
 # Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
-_BACKEND_MODULES = {"torch": "longformer_triton.kernels.blockwise"}
+_BACKEND_MODULES = {
+    "torch": "longformer_triton.kernels.blockwise",
+    "triton": "longformer_triton.kernels.triton_impl.launch",
+}
 
 _PATTERN = (
     "Tensor? key_mask, Tensor? global_mask, Tensor global_index, Tensor global_count, "

@@ -94,7 +94,7 @@ def columns_grad_key_value(
         keep = keep_pairs(seed_ptr, threshold, token[None, :], key_token[:, None], batch * heads + head, DROPOUT)
         grad_key, grad_value = add_grad_key_value(
             grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
-            True, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+            True, NEED_KEY, NEED_VALUE, DROPOUT, False, PRECISION,
         )  # fmt: skip
     target = ((batch_64 * heads + head_64) * splits + split) * num_globals * HEAD_DIM
     written = slot < num_globals
@@ -222,12 +222,11 @@ def rows_grad_key_value(
                 grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, alive,
                 grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
             )  # fmt: skip
-            keep = None
-            if DROPOUT:
-                keep = tl.trans(keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT))
+            keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
+            visible = alive[:, None] & real[None, :] if DROPOUT else real[:, None] & alive[None, :]
             grad_key, grad_value = add_grad_key_value(
-                grad_key, grad_value, key, value, query, grad_out, normaliser, delta, real[:, None] & alive[None, :], keep,
-                scale_log2, rescale, True, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+                grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep,
+                scale_log2, rescale, True, NEED_KEY, NEED_VALUE, DROPOUT, DROPOUT, PRECISION,
             )  # fmt: skip
     if NEED_KEY:
         grad_key_ptr += batch_64 * grad_key_stride_b + key_head_64 * grad_key_stride_h

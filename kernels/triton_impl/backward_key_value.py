@@ -1,8 +1,8 @@
 """Gradients of the keys and values inside windows: dv_j = sum_i f_ij p_ij dout_i and dk_j = scale sum_i ds_ij q_i.
 
 With p and ds as :mod:`backward_prepare` states them. One program owns BLOCK_N keys of one head in one strand, and walks over the
-queries whose windows hold them, for every query head of the group: no atomics, so the sums have one order. Scores are
-transposed, [keys, queries], which feeds both products without a trip through shared memory.
+queries whose windows hold them: no atomics, so the sums have one order. Heads that share keys get sums of their own, which
+:mod:`launch` adds up: a loop over them in here costs 25 to 50 registers a thread, and with them the second block a multiprocessor.
 """
 
 from __future__ import annotations
@@ -32,33 +32,43 @@ from longformer_triton.kernels.triton_impl.primitives import (
 @triton.jit
 def add_grad_key_value(
     grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
-    MASKED: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, QUERY_ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_key, grad_value [N, D] plus what one tile of queries [M, D] adds; ``visible`` and ``keep`` are [N, M]."""
+    """grad_key, grad_value [N, D] plus what one tile of queries [M, D] adds.
+
+    Scores, ``visible`` and ``keep`` are [N, M], or [M, N] with QUERY_ROWS.
+    """
     ACC: tl.constexpr = grad_key.dtype
-    # [N, M] each
-    scores = tl.dot(key, tl.trans(query), input_precision=PRECISION, out_dtype=ACC)
-    probability = tl.exp2(scores * scale_log2 - normaliser[None, :])
+    rows, columns = (query, key) if QUERY_ROWS else (key, query)
+    scores = tl.dot(rows, tl.trans(columns), input_precision=PRECISION, out_dtype=ACC)
+    normaliser = normaliser[:, None] if QUERY_ROWS else normaliser[None, :]
+    probability = tl.exp2(scores * scale_log2 - normaliser)
     if MASKED:
         probability = tl.where(visible, probability, 0.0)
     if NEED_VALUE:
         weight = tl.where(keep, probability * rescale, 0.0) if DROPOUT else probability
-        grad_value = tl.dot(weight.to(grad_out.dtype), grad_out, grad_value, input_precision=PRECISION, out_dtype=ACC)
+        weight = weight.to(grad_out.dtype)
+        weight = tl.trans(weight) if QUERY_ROWS else weight
+        grad_value = tl.dot(weight, grad_out, grad_value, input_precision=PRECISION, out_dtype=ACC)
     if NEED_KEY:
-        grad_probability = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION, out_dtype=ACC)
+        rows, columns = (grad_out, value) if QUERY_ROWS else (value, grad_out)
+        grad_probability = tl.dot(rows, tl.trans(columns), input_precision=PRECISION, out_dtype=ACC)
         if DROPOUT:
             grad_probability = tl.where(keep, grad_probability * rescale, 0.0)
-        grad_score = probability * (grad_probability - delta[None, :])
-        grad_key = tl.dot(grad_score.to(query.dtype), query, grad_key, input_precision=PRECISION, out_dtype=ACC)
+        grad_score = probability * (grad_probability - (delta[:, None] if QUERY_ROWS else delta[None, :]))
+        grad_score = grad_score.to(query.dtype)
+        grad_score = tl.trans(grad_score) if QUERY_ROWS else grad_score
+        grad_key = tl.dot(grad_score, query, grad_key, input_precision=PRECISION, out_dtype=ACC)
     return grad_key, grad_value
 
 
 @triton.jit
 def _window_grad_key_value(
-    grad_key, grad_value, key, value, low, high, key_start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
+    grad_key, grad_value, key, value, key_step, key_start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
     query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
-    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, residue,
-    dilation, stream, threshold, scale_log2, query_sign, rescale,
+    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, left, right,
+    residue, dilation, stream, threshold, scale_log2, query_sign, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
     FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -89,19 +99,23 @@ def _window_grad_key_value(
         )  # fmt: skip
         if FLIP_QUERY:
             query = (query * query_sign).to(query.dtype)
-        visible = visible_pairs(low, high, query_start, real, BLOCK_M, CHECK)  # [BLOCK_N, BLOCK_M]
-        keep = None
+        # Dropout's bytes are laid out for scores with query rows; without it, transposed scores feed both products as they are.
+        keep = keep_tile(seed_ptr, threshold, token, key_start, stream, residue, BLOCK_N, DROPOUT)
         if DROPOUT:
-            keep = tl.trans(keep_tile(seed_ptr, threshold, token, key_start, stream, residue, BLOCK_N, DROPOUT))
+            low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
+            visible = visible_pairs(low, high, key_start, real, BLOCK_N, EDGE) & real[:, None]  # [BLOCK_M, BLOCK_N]
+        else:
+            low, high = tl.maximum(key_step - right, first), tl.minimum(key_step + left, last - 1)
+            visible = visible_pairs(low, high, query_start, real, BLOCK_M, EDGE)  # [BLOCK_N, BLOCK_M]
         grad_key, grad_value = add_grad_key_value(
             grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
-            CHECK != CLEAN, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+            CHECK != CLEAN, NEED_KEY, NEED_VALUE, DROPOUT, DROPOUT, PRECISION,
         )  # fmt: skip
     return grad_key, grad_value
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "members", "seq_len", "row_stride", "left", "right", "dilation", "threshold",
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "threshold",
 ])  # fmt: skip
 def window_grad_key_value(
     query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_mask_ptr, span_ptr, seed_ptr,
@@ -110,26 +124,23 @@ def window_grad_key_value(
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     grad_key_stride_b, grad_key_stride_h, grad_key_stride_n, grad_value_stride_b, grad_value_stride_h, grad_value_stride_n,
-    heads, first_head, run_heads, group, members, seq_len, row_stride, left, right, dilation, threshold,
+    heads, first_head, run_heads, group, seq_len, row_stride, left, right, dilation, threshold,
     scale_log2, query_sign, grad_scale, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
     DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Sums over ``members`` query heads at a time, run_heads query heads from first_head on, which share one dilation.
+    """The query heads first_head .. first_head + run_heads - 1, which share one dilation; grad_key and grad_value have as many.
 
-    Output head n holds the sum over the query heads n * members .. (n + 1) * members - 1: with members = group these are the
-    key heads. Strides are in elements. With DESCRIPTORS, which needs a dilation of 1, the four tiles describe whole tensors in
-    tiles of BLOCK_M rows.
+    Strides are in elements. With DESCRIPTORS, which needs a dilation of 1, the four tiles describe whole tensors in tiles of
+    BLOCK_M rows.
     """
     tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_N) * dilation
     program = tl.program_id(0)
-    sums = run_heads // members
-    output_head = first_head // members + (program // tiles) % sums
-    batch = program // tiles // sums
+    head = first_head + (program // tiles) % run_heads
+    batch = program // tiles // run_heads
     residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_N)
-    batch_64, output_head_64 = batch.to(tl.int64), output_head.to(tl.int64)
-    key_head_64 = (output_head * members // group).to(tl.int64)
+    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
     key_mask_ptr += batch_64 * seq_len
 
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
@@ -151,31 +162,27 @@ def window_grad_key_value(
     begin, holes_end, full_begin, full_end, end = tile_phases(
         start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN
     )
-    low, high = tl.maximum(step - right, first), tl.minimum(step + left, last - 1)
-    for member in tl.range(0, members):
-        head = output_head * members + member
-        head_64 = output_head_64 * members + member
-        # A descriptor's coordinates are 32 bits wide; launch.py sees to it that they fit.
-        row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
-        for phase in tl.static_range(0 if HAS_MASK else 1, 4):
-            # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
-            tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
-            tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
-            grad_key, grad_value = _window_grad_key_value(
-                grad_key, grad_value, key, value, low, high, start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
-                query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
-                grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr, delta_ptr, seed_ptr,
-                query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end,
-                first, last, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
-                HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
-                HOLES if phase == 0 else CLEAN if phase == 2 else EDGE, DESCRIPTORS,
-            )  # fmt: skip
+    # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
+    row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
+    for phase in tl.static_range(0 if HAS_MASK else 1, 4):
+        # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
+        tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
+        tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
+        grad_key, grad_value = _window_grad_key_value(
+            grad_key, grad_value, key, value, step, start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
+            query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
+            grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr, delta_ptr, seed_ptr,
+            query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end,
+            first, last, left, right, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
+            HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
+            HOLES if phase == 0 else CLEAN if phase == 2 else EDGE, DESCRIPTORS,
+        )  # fmt: skip
     in_strand = token < seq_len
     if NEED_KEY:
         grad_key = tl.where(real[:, None], grad_key * grad_scale, 0.0)
-        grad_key_ptr += batch_64 * grad_key_stride_b + output_head_64 * grad_key_stride_h
+        grad_key_ptr += batch_64 * grad_key_stride_b + head_64 * grad_key_stride_h
         store_rows(grad_key_ptr, token, grad_key_stride_n, grad_key, in_strand, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
         grad_value = tl.where(real[:, None], grad_value, 0.0)
-        grad_value_ptr += batch_64 * grad_value_stride_b + output_head_64 * grad_value_stride_h
+        grad_value_ptr += batch_64 * grad_value_stride_b + head_64 * grad_value_stride_h
         store_rows(grad_value_ptr, token, grad_value_stride_n, grad_value, in_strand, HEAD_DIM, BLOCK_D)

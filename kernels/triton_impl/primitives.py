@@ -211,10 +211,10 @@ def keep_tile(seed_ptr, threshold, query, key_start, stream, residue, BLOCK_N: t
         words = tl.join(tl.join(word0, word1), tl.join(word2, word3))
         # A byte moved to the top decides the comparison with threshold * 2**24, whatever follows it. New axes: e, k % 2
         top = tl.join(tl.join(words << 24, words << 16), tl.join(words << 8, words))
+        kept = top >= (threshold.to(tl.uint32) << 24)
         # Key = 64 J + 16 word + 8 (k % 2) + 2 c + e, the call being 4 J + c
-        top = tl.reshape(top, [query.shape[0], CALLS // 4, 4, 2, 2, 2, 2])
-        top = tl.permute(top, [0, 1, 4, 3, 6, 2, 5])
-        keep = tl.reshape(top, [query.shape[0], BLOCK_N]) >= (threshold.to(tl.uint32) << 24)
+        kept = tl.reshape(kept, [query.shape[0], CALLS // 4, 4, 2, 2, 2, 2])
+        keep = tl.reshape(tl.permute(kept, [0, 1, 4, 3, 6, 2, 5]), [query.shape[0], BLOCK_N])
     return keep
 
 

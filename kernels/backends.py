@@ -1,0 +1,66 @@
+"""Which backends there are, which of them run where, and which one a call gets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+BACKENDS = ("triton", "torch", "reference")
+LARGEST_HEAD_DIM = 256
+# Constants, so that torch.compile sees them as such.
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+# Whether Triton interprets its kernels on the CPU, for tests. Triton, too, reads this once.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+_OLDEST_CAPABILITY = (8, 0)
+
+
+def why_not(backend: str, device: torch.device, dtype: torch.dtype | None = None, head_dim: int | None = None) -> str | None:
+    """None when ``backend`` runs on ``device``, else the reason. One probe for choosing, listing and refusing.
+
+    Without ``dtype`` and ``head_dim`` the answer is for some tensors; with them, for such tensors.
+    """
+    if backend != "triton":
+        return None
+    if not TRITON_INSTALLED:
+        return "the triton package is not installed: pip install 'triton>=3.6,<3.8'"
+    if device.type == "cpu" and not INTERPRETING:
+        return "Triton drives GPUs, not cpu devices (for tests, TRITON_INTERPRET=1 set before Python starts interprets the kernels)"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton drives GPUs, not {device.type} devices"
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly: use float16 or float32, or a GPU"
+    if device.type == "cuda":
+        if dtype == torch.float64:
+            return "on GPUs the kernels accumulate in float32: backend='torch' computes float64"
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
+            major, minor = torch.cuda.get_device_capability(device)
+            return f"the kernels need compute capability 8.0 or newer, and this GPU has {major}.{minor}"
+    if head_dim is not None and head_dim > LARGEST_HEAD_DIM:
+        return f"the kernels take head_dim up to {LARGEST_HEAD_DIM}, and this is {head_dim}"
+    return None
+
+
+def choose(requested: Any, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
+    """The backend that runs: the one asked for, or the first that can; asking for one that cannot raises.
+
+    Left to choose, the kernels are for GPUs: interpreted ones run only when asked for.
+
+    Raises:
+        ValueError: no backend has that name.
+        NotImplementedError: the backend asked for cannot run, with the reason.
+    """
+    if requested is None:
+        usable = (name for name in BACKENDS if name != "triton" or device.type != "cpu")
+        return next(name for name in usable if why_not(name, device, dtype, head_dim) is None)
+    if requested not in BACKENDS:
+        raise ValueError(f"backend: got {requested!r}, expected None or one of {', '.join(map(repr, BACKENDS))}.")
+    reason = why_not(requested, device, dtype, head_dim)
+    if reason is not None:
+        raise NotImplementedError(
+            f"backend: got {requested!r}, which cannot run {str(dtype).removeprefix('torch.')} on {device}: {reason}. "
+            "Pass backend=None for the best that runs; available_backends(device) lists all."
+        )
+    return requested

@@ -1,0 +1,224 @@
+"""One call of the backend as data: its launches, and what their kernels have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows, text_spans
+from longformer_triton.kernels.triton_impl.tuning import Config, Target
+
+# query, key, value
+States = tuple[Tensor, Tensor, Tensor]
+
+# Sums over the whole text are split until there are about this many programs: four for each multiprocessor of the largest GPUs.
+_TARGET_PROGRAMS = 528
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel with its grid, its arguments in the order of its signature, and its configuration."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    config: Config
+
+    @staticmethod
+    def of(kernel: Any, programs: int, config: Config, available: dict[str, Any]) -> Launch:
+        """Pick the kernel's arguments out of everything that is available."""
+        available = {**available, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        return Launch(kernel, programs, {name: available[name] for name in kernel.arg_names}, config)
+
+    def run(self) -> None:
+        """Launch on the current stream."""
+        self.kernel[(self.programs,)](**self.arguments, **self.config.options())
+
+
+def _fits_descriptor(states: Tensor) -> bool:
+    """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
+    size = states.element_size()
+    strides = [stride for stride, length in zip(states.stride()[:-1], states.shape[:-1], strict=True) if length > 1]
+    return (
+        states.stride(-1) == 1
+        and states.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * size % 16 == 0 for stride in strides)
+        and states.shape[-1] * size >= 16
+    )
+
+
+def _descriptor(states: Tensor, block: list[int]) -> TensorDescriptor:
+    """Tiles of ``block`` of a tensor; the stride of an axis of length one says nothing, and gets a legal value."""
+    aligned = 16 // states.element_size()
+    strides = [
+        stride if length > 1 or axis == states.dim() - 1 else max(aligned, stride - stride % aligned)
+        for axis, (stride, length) in enumerate(zip(states.stride(), states.shape, strict=True))
+    ]
+    return TensorDescriptor(states, list(states.shape), strides, block)
+
+
+def tensor_arguments(name: str, states: Tensor) -> dict[str, Any]:
+    """A tensor (batch, heads, tokens[, channels]) as pointer and strides."""
+    strides = {f"{name}_stride_{axis}": stride for axis, stride in zip("bhnd", states.stride(), strict=False)}
+    return {f"{name}_ptr": states, **strides}
+
+
+class Problem:
+    """What all kernels of one call have in common, by the names of their arguments."""
+
+    def __init__(
+        self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target
+    ) -> None:
+        query, key, value = states
+        self.query, self.pattern, self.dropout, self.target = query, pattern, dropout, target
+        self.batch, self.heads, _, self.head_dim = query.shape
+        self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
+        self.num_globals = pattern.global_index.shape[1]
+        self.accumulate = accumulation_dtype(query.dtype)
+        # Softmax in base 2 compares raw scores, which needs a positive factor: a sign moves into the query, exactly.
+        magnitude = abs(scale) or 1.0
+        threshold = 0 if dropout is None else dropout.threshold
+        left, right = (min(side, self.seq_len) for side in pattern.band)
+        unused = pattern.global_count
+        self.arguments: dict[str, Any] = {
+            **tensor_arguments("query", query),
+            **tensor_arguments("key", key),
+            **tensor_arguments("value", value),
+            "key_mask_ptr": unused if pattern.key_mask is None else pattern.key_mask.contiguous().view(torch.uint8),
+            "span_ptr": unused,
+            "global_mask_ptr": unused if pattern.global_mask is None else pattern.global_mask.contiguous().view(torch.uint8),
+            "global_index_ptr": pattern.global_index,
+            "global_count_ptr": pattern.global_count,
+            "seed_ptr": unused if dropout is None else dropout.seed,
+            "heads": self.heads,
+            "group": self.group,
+            "seq_len": self.seq_len,
+            "left": left,
+            "right": right,
+            "num_globals": self.num_globals,
+            "threshold": threshold,
+            "scale_log2": magnitude * math.log2(math.e),
+            "query_sign": float((scale > 0) - (scale < 0)),
+            "rescale": 256 / (256 - threshold),
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_D": max(16, triton.next_power_of_2(self.head_dim)),
+            "BLOCK_G": 16,
+            "HAS_MASK": pattern.key_mask is not None,
+            "HAS_GLOBALS": self.num_globals > 0,
+            "IS_CAUSAL": pattern.is_causal,
+            "FLIP_QUERY": scale <= 0,
+            "DROPOUT": dropout is not None,
+            "PRECISION": _precision(query.dtype),
+            "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
+        }
+        self.scale, self.magnitude = scale, magnitude
+        self.key_value = {"key": key, "value": value}
+
+    def spans(self) -> Iterator[Launch]:
+        """Where each text begins and ends, which the kernels of this call read."""
+        if self.pattern.key_mask is not None:
+            self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
+            yield Launch.of(text_spans, self.batch, Config(1, 1), {**self.arguments, "BLOCK": 1024})
+
+    def of_rows(self, rows: States) -> Problem:
+        """The same for the rows of global tokens, once the spans are known."""
+        problem = Problem(rows, self.pattern, self.scale, self.dropout, self.target)
+        problem.arguments["span_ptr"] = self.arguments["span_ptr"]
+        return problem
+
+    def config(self, kernel: str) -> Config:
+        """The configuration of one of the kernels for this problem."""
+        precision = self.arguments["PRECISION"]
+        return self.target.config(kernel, self.head_dim, self.query.dtype, precision, self.dropout is not None)
+
+    def runs(self) -> Iterator[dict[str, int]]:
+        """Neighbouring heads of one dilation, which one launch can serve."""
+        dilations = self.pattern.dilations if len(self.pattern.dilations) > 1 else self.pattern.dilations * self.heads
+        first = 0
+        for dilation, run in itertools.groupby(dilations):
+            count = len(list(run))
+            yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
+            first += count
+
+    def tiles_of(self, sources: dict[str, Tensor], block: int, run: dict[str, int]) -> dict[str, Any]:
+        """The arguments DESCRIPTORS and {name}_tiles: descriptors where the device and every tensor allow them."""
+        use = (
+            self.target.descriptors
+            and run["dilation"] == 1
+            and all(_fits_descriptor(states) for states in sources.values() if states.dim() > 1)
+            and self.batch * self.heads * self.seq_len < 2**31
+        )
+        blocks = {4: [1, 1, block, self.arguments["BLOCK_D"]], 1: [block]}
+        return {
+            "DESCRIPTORS": use,
+            **{f"{name}_tiles": _descriptor(states, blocks[states.dim()]) if use else None for name, states in sources.items()},
+        }
+
+    def tiles(self, run: dict[str, int], block: int) -> int:
+        """Programs of a launch over the tokens, for every head of a run."""
+        steps = triton.cdiv(self.seq_len, run["dilation"])
+        return self.batch * run["run_heads"] * run["dilation"] * triton.cdiv(steps, block)
+
+    def global_blocks(self, heads: int) -> int:
+        return self.batch * heads * triton.cdiv(self.num_globals, self.arguments["BLOCK_G"])
+
+    def splits(self, programs: int, block: int) -> int:
+        """Into how many parts a sum over the text is cut."""
+        return max(1, min(_TARGET_PROGRAMS // programs, triton.cdiv(self.seq_len, 4 * block)))
+
+    def partials(self, heads: int, splits: int, *channels: int) -> Tensor:
+        return self.query.new_empty((self.batch, heads, splits, self.num_globals, *channels), dtype=self.accumulate)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """float32 products are exact unless PyTorch was told that TF32 will do (``torch.set_float32_matmul_precision``)."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a backward pass starts from."""
+
+    grad_out: Tensor | None
+    grad_lse: Tensor | None
+    out: Tensor
+    lse: Tensor
+
+    def prepared(self, problem: Problem, num_rows: int, kind: str, available: dict[str, Any]) -> Iterator[Launch]:
+        """delta and normaliser of ``num_rows`` rows of each head, which are then available."""
+        # Rows begin at multiples of 16 bytes, as the copy engine wants them.
+        row_stride = num_rows if kind == "rows" else triton.cdiv(num_rows, 4) * 4
+        shape = (problem.batch, problem.heads, row_stride)
+        zeros = self.out if self.grad_out is None else self.grad_out
+        available.update(
+            {
+                **tensor_arguments("grad_out", zeros),
+                **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
+                **tensor_arguments("out", self.out),
+                "lse_ptr": self.lse,
+                "row_stride": row_stride,
+                "delta_ptr": self.lse.new_empty(shape),
+                "normaliser_ptr": self.lse.new_empty(shape),
+            }
+        )
+        config = problem.config("prepare")
+        own = {
+            "HAS_GRAD_OUT": self.grad_out is not None,
+            "HAS_GRAD_LSE": self.grad_lse is not None,
+            "HAS_GLOBAL_ROWS": kind == "window with rows" and problem.pattern.global_mask is not None,
+            "GATHER": kind == "rows",
+        }
+        programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)
+        yield Launch.of(prepare_rows, programs, config, {**available, **own})

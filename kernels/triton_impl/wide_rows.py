@@ -1,0 +1,1 @@
+rows_forward = rows_backward = None
