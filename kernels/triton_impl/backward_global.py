@@ -19,6 +19,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    SOMEWHERE,
     in_window,
     keep_pairs,
     keep_tile,
@@ -82,7 +83,7 @@ def columns_grad_key_value(
         inside = (token >= first) & (token < end)
         normaliser = tl.load(normaliser_ptr + row + token, mask=inside, other=NOWHERE)
         delta = tl.load(delta_ptr + row + token, mask=inside, other=0.0)
-        alive = normaliser < NOWHERE
+        alive = normaliser < SOMEWHERE
         query = load_rows(query_ptr, token, query_stride_n, alive, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_M, BLOCK_D]
         grad_out = load_rows(grad_out_ptr, token, grad_out_stride_n, alive, grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE)
         if FLIP_QUERY:
@@ -133,7 +134,7 @@ def rows_grad_query(
     slot = block * BLOCK_G + tl.arange(0, BLOCK_G)
     normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
     delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
-    alive = normaliser < NOWHERE
+    alive = normaliser < SOMEWHERE
     token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
     query = load_rows(
         query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,
@@ -188,9 +189,7 @@ def rows_grad_key_value(
     key_start = (program % blocks) * BLOCK_N
     key_token = key_start + tl.arange(0, BLOCK_N)
     in_text = key_token < seq_len
-    real = real_steps(
-        key_token, 0, seq_len, key_token, key_mask_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE
-    )
+    real = real_steps(key_token, 0, seq_len, key_token, key_mask_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
     key = load_rows(
         key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, real, 1,
         HEAD_DIM, BLOCK_D, EDGE,
@@ -210,7 +209,7 @@ def rows_grad_key_value(
             slot = start + tl.arange(0, BLOCK_G)
             normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
             delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
-            alive = normaliser < NOWHERE
+            alive = normaliser < SOMEWHERE
             token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
             query = load_rows(
                 query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,

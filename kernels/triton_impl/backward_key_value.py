@@ -15,6 +15,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    SOMEWHERE,
     keep_tile,
     load_row_numbers,
     load_rows,
@@ -87,7 +88,7 @@ def _window_grad_key_value(
             normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
         # Masked queries may hold NaN: they are not loaded, or put to zero.
-        alive = real & (normaliser < NOWHERE) if CHECK == HOLES else real
+        alive = real & (normaliser < SOMEWHERE) if CHECK == HOLES else real
         # [BLOCK_M, BLOCK_D] each
         query = load_tile(
             query_tiles, query_ptr, batch, head, query_start, token, query_stride_n, alive, 1,
@@ -159,15 +160,15 @@ def window_grad_key_value(
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     # Keys meet the queries right steps before to left steps after themselves. The copy engine takes row numbers by 16 bytes.
     ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
-    begin, holes_end, full_begin, full_end, end = tile_phases(
+    begin, full_begin, full_end, end = tile_phases(
         start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN
     )
     # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
     row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
-    for phase in tl.static_range(0 if HAS_MASK else 1, 4):
-        # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
-        tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
-        tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
+    for phase in tl.static_range(3):
+        # In this order: the left edge, the tiles that are seen in full, the right edge.
+        tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
+        tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         grad_key, grad_value = _window_grad_key_value(
             grad_key, grad_value, key, value, step, start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
             query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
@@ -175,7 +176,7 @@ def window_grad_key_value(
             query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end,
             first, last, left, right, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign, rescale,
             HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, PRECISION,
-            HOLES if phase == 0 else CLEAN if phase == 2 else EDGE, DESCRIPTORS,
+            CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE, DESCRIPTORS,
         )  # fmt: skip
     in_strand = token < seq_len
     if NEED_KEY:

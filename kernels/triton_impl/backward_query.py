@@ -14,6 +14,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    SOMEWHERE,
     in_window,
     keep_pairs,
     keep_tile,
@@ -118,7 +119,7 @@ def window_grad_query(
     normaliser = tl.load(normaliser_ptr + row, mask=in_strand, other=NOWHERE)
     delta = tl.load(delta_ptr + row, mask=in_strand, other=0.0)
     # Rows that take no part may hold NaN: they are not loaded.
-    alive = normaliser < NOWHERE
+    alive = normaliser < SOMEWHERE
     query = load_rows(
         query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, token, query_stride_n, alive, 1,
         HEAD_DIM, BLOCK_D, EDGE,
@@ -151,19 +152,19 @@ def window_grad_query(
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
     first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
     ALIGN: tl.constexpr = 64 if DROPOUT else 1
-    begin, holes_end, full_begin, full_end, end = tile_phases(
+    begin, full_begin, full_end, end = tile_phases(
         start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN
     )
     low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
-    for phase in tl.static_range(0 if HAS_MASK else 1, 4):
-        # In this order: the only phase of texts with holes, the left edge, the full tiles, the right edge.
-        tile_begin = 0 if phase == 0 else holes_end if phase == 1 else full_begin if phase == 2 else full_end
-        tile_end = holes_end if phase == 0 else full_begin if phase == 1 else full_end if phase == 2 else end
+    for phase in tl.static_range(3):
+        # In this order: the left edge, the tiles that are seen in full, the right edge.
+        tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
+        tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         grad_query = _window_grad_query(
             grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
             key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
             threshold, scale_log2, rescale,
-            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, HOLES if phase == 0 else CLEAN if phase == 2 else EDGE,
+            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,
         )  # fmt: skip
     grad_query_ptr += batch_64 * grad_query_stride_b + head_64 * grad_query_stride_h

@@ -16,6 +16,7 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.triton_impl import global_rows
 from longformer_triton.kernels.triton_impl.backward_global import (
     columns_grad_key_value,
     reduce_partials,
@@ -25,11 +26,11 @@ from longformer_triton.kernels.triton_impl.backward_global import (
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.global_rows import rows_combine, rows_forward
 from longformer_triton.kernels.triton_impl.problem import Given, Launch, Problem, States, tensor_arguments
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
-from longformer_triton.kernels.triton_impl.wide_rows import rows_backward as rows_backward_of_operator
-from longformer_triton.kernels.triton_impl.wide_rows import rows_forward as rows_forward_of_operator
+from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
+
+__all__ = ["attention_backward", "attention_forward", "backward_launches", "forward_launches", "rows_backward", "rows_forward"]
 
 
 def _run(launches: Iterator[Launch]) -> None:
@@ -84,8 +85,8 @@ def _rows_forward_launches(problem: Problem, results: dict[str, Any]) -> Iterato
         "partial_out_ptr": problem.partials(problem.heads, splits, problem.head_dim),
         "partial_lse_ptr": problem.partials(problem.heads, splits),
     }
-    yield Launch.of(rows_forward, blocks * splits, config, available)
-    yield Launch.of(rows_combine, blocks, problem.config("rows_combine"), available)
+    yield Launch.of(global_rows.rows_forward, blocks * splits, config, available)
+    yield Launch.of(global_rows.rows_combine, blocks, problem.config("rows_combine"), available)
 
 
 def attention_backward(
@@ -203,9 +204,7 @@ def _reduce_launch(
     """Sum over the splits and over the ``group`` heads that share a target."""
     heads = problem.heads // group
     own = {"partial_ptr": partial, **target, "heads": heads, "parts": group * splits, "SCATTER": scatter}
-    return Launch.of(
-        reduce_partials, problem.global_blocks(heads), problem.config("reduce"), {**problem.arguments, **own}
-    )
+    return Launch.of(reduce_partials, problem.global_blocks(heads), problem.config("reduce"), {**problem.arguments, **own})
 
 
 def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Launch]:

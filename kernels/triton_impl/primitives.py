@@ -11,8 +11,10 @@ import triton.language as tl
 
 # What a raw score becomes where a key is not visible. Finite, because -inf - -inf is NaN in rows that see nothing yet.
 FLOOR = tl.constexpr(-1e30)
-# The log2 of the normaliser of a row without any probability: exp2(score - NOWHERE) is 0. See backward_prepare.py.
+# The normaliser of a row that takes no part: exp2(score - NOWHERE) is 0. See backward_prepare.py.
 NOWHERE = tl.constexpr(1e30)
+# What either is told apart by: halfway, since another type may round them.
+SOMEWHERE = tl.constexpr(5e29)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -29,8 +31,8 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     first .. last - 1. Queries meet keys with (left, right), keys meet queries with (right, left).
 
     Returns:
-        (begin, holes_end, full_begin, full_end, end): tile n covers the steps begin + n * other_block and the following;
-        tiles 0 .. holes_end - 1 need HOLES, full_begin .. full_end - 1 are CLEAN, the rest up to end - 1 are EDGE.
+        (begin, full_begin, full_end, end): tile n covers the steps begin + n * other_block and the following. Of the tiles
+        0 .. end - 1, those from full_begin to full_end - 1 are CLEAN; with holes in the text, none is.
     """
     low = max(first, start - before)
     high = min(last, start + block + after)
@@ -40,10 +42,9 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     end = (max(high - begin, 0) + other_block - 1) // other_block
     full_begin = (max(max(first, start + block - 1 - before) - begin, 0) + other_block - 1) // other_block
     full_end = max(min(last, start + after + 1) - begin, 0) // other_block
-    full_begin = min(full_begin, end)
+    full_begin = end if has_holes else min(full_begin, end)
     full_end = max(full_begin, min(full_end, end))
-    holes_end = end if has_holes else 0
-    return begin, holes_end, max(full_begin, holes_end), max(full_end, holes_end), end
+    return begin, full_begin, full_end, end
 
 
 tile_phases = triton.jit(tile_phases_of)
@@ -185,7 +186,7 @@ def softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPO
 @triton.jit
 def softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real):
     """(out [M, D], lse [M], natural log) of an online softmax; 0 and -inf in rows that are not ``real`` or saw no key."""
-    seen = real & (row_max > FLOOR)
+    seen = real & (row_max > -SOMEWHERE)
     out = tl.where(seen[:, None], acc * (rescale / row_sum)[:, None], 0.0)
     lse = tl.where(seen, (row_max * scale_log2 + tl.log2(row_sum)) * LN2, float("-inf"))
     return out, lse

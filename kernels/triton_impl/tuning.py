@@ -10,6 +10,16 @@ from collections.abc import Mapping
 import torch
 
 INTERPRETER = "interpreter"
+# The kernels whose configuration depends on what they run on.
+KERNELS = (
+    "forward",
+    "backward_query",
+    "backward_key_value",
+    "rows_forward",
+    "rows_backward_query",
+    "rows_backward_key_value",
+    "columns",
+)
 
 
 @dataclasses.dataclass(frozen=True)

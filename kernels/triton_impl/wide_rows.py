@@ -1,1 +1,149 @@
-rows_forward = rows_backward = None
+"""Full attention of a few global rows over any number of channels: what absorbed global projections call.
+
+Their "keys" and "values" are the hidden states themselves, as wide as the model, which fit no tile of a fused kernel; but the rows
+are few, so their scores are small and everything heavy is a matrix product over all heads at once. Those go to the library of
+the device; only elementwise work stands between them. Rows are taken in chunks that bound the scores, and nothing is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import accumulate, accumulation_dtype
+
+# query, key, value
+States = tuple[Tensor, Tensor, Tensor]
+
+# Scores held at once; a chunk has as many rows as fit, and at least one.
+_SCORES = 1 << 26
+
+
+class _Chunk(NamedTuple):
+    """Some global rows of every sample, in the accumulation type; dead rows hold zeros."""
+
+    columns: slice  # of global_index
+    alive: Tensor  # (batch, 1, rows, 1) bool: rows that count and see a key
+    query: Tensor  # (batch, heads, rows, channels)
+    lse: Tensor  # (batch, heads, rows)
+    probability: Tensor  # (batch, heads, rows, seq_len)
+    factor: Tensor | float  # dropout's, of the shape of ``probability``
+
+
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """(batch, heads, rows, n) from (batch, heads, rows, m) and (batch, key_heads, m, n): a group's rows share one product."""
+    group = rows.shape[1] // columns.shape[1]
+    together = rows.unflatten(1, (-1, group)).flatten(2, 3) @ columns
+    return together.unflatten(2, (group, -1)).flatten(1, 2)
+
+
+def _summed_product(rows: Tensor, columns: Tensor, key_heads: int) -> Tensor:
+    """(batch, key_heads, m, n), summed over the rows of a group, from (batch, heads, rows, m) and (batch, heads, rows, n)."""
+    left, right = (states.unflatten(1, (key_heads, -1)).flatten(2, 3) for states in (rows, columns))
+    return left.transpose(-1, -2) @ right
+
+
+def _keys_and_values(inputs: States, pattern: AttentionPattern) -> tuple[Tensor, Tensor]:
+    """In the accumulation type, zero at masked tokens, which may hold NaN."""
+    key, value = (accumulate(states) for states in inputs[1:])
+    if pattern.key_mask is None:
+        return key, value
+    missing = ~pattern.key_mask[:, None, :, None]
+    return key.masked_fill(missing, 0), value.masked_fill(missing, 0)
+
+
+def _chunks(query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> Iterator[_Chunk]:
+    batch, heads, count, _ = query.shape
+    seq_len = key.shape[2]
+    slot = torch.arange(count, device=query.device)
+    counts = slot < pattern.global_count[:, None]
+    rows = max(1, _SCORES // max(1, batch * heads * seq_len))
+    for start in range(0, count, rows):
+        columns = slice(start, min(start + rows, count))
+        alive = counts[:, None, columns, None]
+        part = accumulate(query[:, :, columns]).masked_fill(~alive, 0)
+        scores = _product(part * scale, key.transpose(-1, -2))
+        if pattern.key_mask is not None:
+            scores = scores.masked_fill(~pattern.key_mask[:, None, None, :], -torch.inf)
+        lse = scores.logsumexp(-1).masked_fill(~alive[..., 0], -torch.inf)
+        probability = (scores - lse[..., None]).exp().masked_fill(lse[..., None] == -torch.inf, 0)
+        factor: Tensor | float = 1.0
+        if dropout is not None:
+            position = pattern.global_index[:, columns].clamp_min(0)
+            streams = torch.arange(batch * heads, device=query.device).view(batch, heads)
+            samples = [
+                dropout.factor_range(streams[sample], position[sample], 0, seq_len, 0, scores.dtype) for sample in range(batch)
+            ]
+            factor = torch.stack(samples)
+        yield _Chunk(columns, alive, part, lse, probability, factor)
+
+
+def rows_forward(
+    inputs: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(context, lse, kept) of operator ``global_rows``; rows past a sample's count are 0, -inf and 0."""
+    query = inputs[0]
+    context = torch.empty_like(query)
+    lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    kept = torch.empty_like(lse)
+    if query.numel() == 0:
+        return context, lse, kept
+    key, value = _keys_and_values(inputs, pattern)
+    for chunk in _chunks(query, key, pattern, scale, dropout):
+        weight = chunk.probability * chunk.factor
+        context[:, :, chunk.columns] = _product(weight, value).to(query.dtype)
+        lse[:, :, chunk.columns] = chunk.lse
+        kept[:, :, chunk.columns] = weight.sum(-1)
+    return context, lse, kept
+
+
+def rows_backward(
+    given: tuple[Tensor | None, Tensor | None, Tensor | None],
+    saved: tuple[Tensor, Tensor, Tensor],
+    inputs: States,
+    pattern: AttentionPattern,
+    scale: float,
+    dropout: Dropout | None,
+    needs: list[bool],
+    grads: list[Tensor],
+) -> None:
+    """Gradients of operator ``global_rows``, written into ``grads`` where needed."""
+    query, key_heads = inputs[0], inputs[1].shape[1]
+    need_query, need_key, need_value = needs
+    key, value = _keys_and_values(inputs, pattern)
+    grad_key, grad_value = (torch.zeros_like(states) for states in (key, value))
+    if need_query:
+        grads[0].zero_()
+    for chunk in _chunks(query, key, pattern, scale, dropout) if query.numel() else ():
+        grad_context, grad_lse, grad_kept = (
+            None if grad is None else accumulate(grad[:, :, chunk.columns]).masked_fill(~dead_free, 0)
+            for grad, dead_free in zip(given, (chunk.alive, chunk.alive[..., 0], chunk.alive[..., 0]), strict=True)
+        )
+        context, kept = (accumulate(states[:, :, chunk.columns]) for states in (saved[0], saved[2]))
+        # [batch, heads, rows, seq_len]
+        grad_probability = torch.zeros_like(chunk.probability)
+        delta = torch.zeros_like(chunk.lse)
+        if grad_context is not None:
+            grad_probability = _product(grad_context, value.transpose(-1, -2))
+            delta = (grad_context * context).sum(-1)
+            if need_value:
+                grad_value += _summed_product(chunk.probability * chunk.factor, grad_context, key_heads)
+        if grad_kept is not None:
+            grad_probability = grad_probability + grad_kept[..., None]
+            delta = delta + grad_kept * kept
+        if grad_lse is not None:
+            delta = delta - grad_lse
+        grad_score = scale * chunk.probability * (grad_probability * chunk.factor - delta[..., None])
+        if need_query:
+            grads[0][:, :, chunk.columns] = _product(grad_score, key).to(query.dtype)
+        if need_key:
+            grad_key += _summed_product(grad_score, chunk.query, key_heads)
+    if need_key:
+        grads[1].copy_(grad_key)
+    if need_value:
+        grads[2].copy_(grad_value)

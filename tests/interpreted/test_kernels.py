@@ -1,0 +1,233 @@
+"""The Triton kernels against the dense reference, in float64 and in the interpreter, for every option and their pairs."""
+
+import dataclasses
+
+import pytest
+import torch
+from all_pairs import all_pairs
+from attention_cases import (
+    OPTION_CASES,
+    Case,
+    assert_close_to_float64,
+    assert_same,
+    each,
+    naive_results,
+    poisoned_allocations,
+    random_cases,
+)
+from hypothesis import given, settings
+
+from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
+
+TOLERANCE = 1e-12
+BY = pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
+
+# Every pair of these values is covered. Lengths stand around multiples of the tiles.
+PAIRS = {
+    "seq_len": [1, 16, 37, 64, 83],
+    "head_dim": [3, 16, 20],
+    "heads": [2, 4],
+    "key_heads": [1, 2],
+    "window": [0, 5, (7, 2), (40, 90)],
+    "dilation": [1, 3, "per head"],
+    "padding": ["none", "right", "left", "holes", "whole_row"],
+    "globals_": ["none", "differing", "some", "all"],
+    "extra": ["nothing", "causal", "rows"],
+    "dropout_p": [0.0, 0.3],
+    "scale": [None, -0.4, 0.0],
+    "tokens_first": [False, True],
+    "tiles": [(16, 16), (32, 16), (16, 32)],
+    "descriptors": [False, True],
+}
+
+
+def case_of(row: dict) -> tuple[Case, tuple[int, int], bool]:
+    """One row of the covering array as (case, tiles, descriptors)."""
+    options = dict(row)
+    tiles, descriptors, extra = options.pop("tiles"), options.pop("descriptors"), options.pop("extra")
+    if options["dilation"] == "per head":
+        options["dilation"] = tuple(1 + head % 3 for head in range(options["heads"]))
+    case = Case(batch=3, is_causal=extra == "causal", global_rows=extra == "rows", **options)
+    # Dropout's bytes come for 64 keys at a time.
+    return case, (tiles[0], 64) if case.dropout_p else tiles, descriptors
+
+
+def row_id(row: dict) -> str:
+    return "-".join(str(value).replace(" ", "") for value in row.values())
+
+
+def assert_like_reference(case: Case) -> None:
+    inputs = case.inputs()
+    with poisoned_allocations():
+        got = case.results(inputs, "triton")
+    assert_same(got, case.results(inputs, "reference"), TOLERANCE)
+
+
+@BY
+@each(OPTION_CASES)
+def test_each_option(case, descriptors, use_tiles):
+    use_tiles(16, 64 if case.dropout_p else 16, descriptors=descriptors)
+    assert_like_reference(case)
+
+
+@pytest.mark.parametrize("row", all_pairs(PAIRS), ids=row_id)
+def test_every_pair_of_options(row, use_tiles):
+    case, tiles, descriptors = case_of(row)
+    use_tiles(*tiles, descriptors=descriptors)
+    assert_like_reference(case)
+
+
+@given(case=random_cases(max_len=90))
+@settings(max_examples=10)
+def test_random_options(case):
+    """With the configuration that the interpreter gets by default."""
+    assert_like_reference(case)
+
+
+@pytest.mark.extended
+@given(case=random_cases(max_len=200))
+@settings(max_examples=300)
+def test_many_random_options(case):
+    assert_like_reference(case)
+
+
+# What rounding depends on, at a head_dim that models have: what is summed then outweighs the one rounding of the log-sum-exp
+# that every attention which recomputes its probabilities has, and the textbook's has not. (In a window of one key the textbook's
+# probability is exactly 1, which nothing recomputed can match: that case is one of the float64 tests only.)
+PRECISION_CASES = {
+    name: dataclasses.replace(OPTION_CASES[name], head_dim=64)
+    for name in (
+        "plain", "dilated_per_head", "grouped_heads", "padding_holes", "global_keys_causal", "global_rows",
+        "negative_scale",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@each(PRECISION_CASES)
+def test_errors_are_those_of_the_same_precision(case, dtype):
+    inputs = case.inputs(dtype)
+    got, same = case.results(inputs, "triton"), naive_results(case, inputs)
+    exact = case.results([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
+    for name in got:
+        assert_close_to_float64(got[name], same[name], exact[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@each({name: OPTION_CASES[name] for name in ("plain", "global_rows", "padding_holes")})
+def test_large_logits_stay_finite(case, dtype):
+    """Logits thirty times as large saturate the softmax; nothing may become NaN."""
+    for name, tensor in case.results(case.inputs(dtype, times=5.5), "triton").items():
+        assert not tensor.isnan().any(), name
+
+
+@pytest.mark.parametrize("p", [1 / 256, 0.1, 0.5, 255 / 256])
+@pytest.mark.parametrize("keys", [64, 128])
+def test_dropout_masks_are_those_of_the_pytorch_backend(p, keys, use_tiles):
+    """Scores of zero and values of one make each output the number of keys that were kept: equal to the bit."""
+    case = Case(seq_len=150, window=(70, 30), dilation=(1, 2), globals_="some", global_rows=True, dropout_p=p)
+    use_tiles(16, keys)
+    inputs = [torch.zeros_like(tensor) + name.startswith("value") for name, tensor in zip_names(case)]
+    got, expected = (case.run(inputs, backend)[0] for backend in ("triton", "torch"))
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+def zip_names(case: Case):
+    return zip(("query", "key", "value", "query_global", "key_global", "value_global"), case.inputs(), strict=False)
+
+
+def test_two_runs_are_equal_to_the_bit():
+    case = OPTION_CASES["everything"]
+    inputs = case.inputs(torch.float16)
+    assert_same(case.results(inputs, "triton"), case.results(inputs, "triton"), 0)
+
+
+def test_nothing_that_comes_in_is_overwritten():
+    case = dataclasses.replace(OPTION_CASES["everything"], seq_len=30)
+    inputs = case.inputs()
+    before = [tensor.detach().clone() for tensor in inputs]
+    out, lse = case.run(inputs, "triton")
+    saved = out.detach().clone(), lse.detach().clone()
+    cotangents = case.cotangents(out.dtype, lse.dtype)
+    copies = [tensor.clone() for tensor in cotangents]
+    torch.autograd.grad((out, lse), inputs, cotangents)
+    for tensor, copy in zip((*inputs, out, lse, *cotangents), (*before, *saved, *copies), strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize("wanted", range(6), ids=["query", "key", "value", "query_global", "key_global", "value_global"])
+def test_one_gradient_alone(wanted):
+    case = Case(heads=2, globals_="some", global_rows=True, padding="right")
+    inputs = case.inputs(requires_grad=False)
+    inputs[wanted].requires_grad_()
+    got, expected = (case.run(inputs, backend)[0].square().sum() for backend in ("triton", "reference"))
+    (got,), (expected,) = (torch.autograd.grad(out, inputs[wanted]) for out in (got, expected))
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@BY
+@pytest.mark.parametrize("padding", ["right", "left", "holes"])
+def test_nan_in_masked_tokens_stays_there(padding, descriptors, use_tiles):
+    use_tiles(16, 16, descriptors=descriptors)
+    case = Case(seq_len=60, padding=padding, globals_="some", global_rows=True)
+    clean, dirty = case.inputs(), case.inputs()
+    masked = case.attention_mask()[:, None, :, None] == 0
+    for slot in (0, 1, 2, 4, 5):
+        dirty[slot] = dirty[slot].detach().masked_fill(masked, torch.nan).requires_grad_()
+    assert_same(case.results(dirty, "triton"), case.results(clean, "triton"), 0)
+
+
+def test_incoming_gradients_may_have_any_strides():
+    """The gradient of a sum has strides of zero, that of a transposed result no unit stride."""
+    case = Case(seq_len=40, globals_="some", global_rows=True)
+    for reduce in (torch.sum, lambda out: (out.transpose(2, 3).contiguous() * torch.arange(40)).sum()):
+        results = []
+        for backend in ("triton", "reference"):
+            inputs = case.inputs()
+            results.append(torch.autograd.grad(reduce(case.run(inputs, backend)[0]), inputs))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_offsets_beyond_31_bits():
+    """Two samples that lie more than 2**31 elements apart; memory in between is never touched, so it costs nothing."""
+    far = 2**31 + 64
+    base = torch.empty(far + 4096, dtype=torch.float16)
+    states = []
+    for start in (0, 1024, 2048):
+        view = base.as_strided((2, 1, 20, 16), (far, 16 * 20, 16, 1), start)
+        view.copy_(torch.randn(2, 1, 20, 16))
+        states.append(view)
+    near = [view.clone() for view in states]
+    far_out, near_out = (sliding_window_attention(*tensors, window=4, backend="triton") for tensors in (states, near))
+    assert torch.equal(far_out, near_out)
+
+
+def test_batch_of_none():
+    query = torch.zeros(0, 2, 5, 4, requires_grad=True)
+    sliding_window_attention(query, query, query, window=2, backend="triton").sum().backward()
+    assert query.grad.shape == query.shape
+
+
+def test_bfloat16_is_refused_in_the_interpreter():
+    states = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="interpreter computes bfloat16 wrongly"):
+        sliding_window_attention(states, states, states, window=2, backend="triton")
+
+
+def test_the_interpreter_runs_only_when_asked_for():
+    states = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)
+    assert sliding_window_attention(states, states, states, window=2).dtype == torch.bfloat16
+
+
+def test_no_globals_although_there_is_room():
+    """``max_globals`` without any global token: kernels run over an empty index."""
+    states = [torch.randn(2, 2, 20, 8, dtype=torch.float64) for _ in range(5)]
+    query, key, value, key_global, value_global = states
+    pattern = AttentionPattern.from_masks(None, torch.zeros(2, 20), window=3, max_globals=4)
+    rows = torch.full((2, 2, 4, 8), torch.nan, dtype=torch.float64)
+    got, expected = (
+        longformer_attention(query, key, value, rows, key_global, value_global, pattern, backend=backend)
+        for backend in ("triton", "reference")
+    )
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
