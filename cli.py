@@ -169,6 +169,66 @@ def core(
     console.print(as_table(results))
 
 
+_ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
+
+
+def _variant(head_dim: int, dtype: str, checks: bool, dropout: bool) -> Any:
+    import torch
+
+    from longformer_triton.bench.compiled import Variant
+
+    types = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
+    if dtype not in types:
+        raise typer.BadParameter(f"got {dtype!r}, expected one of {', '.join(types)}", param_hint="--dtype")
+    return Variant(head_dim, types[dtype], dtype == "tf32", checks, dropout)
+
+
+def _architectures(text: str) -> list[str]:
+    from longformer_triton.bench.compiled import ARCHITECTURES
+
+    names = text.split(",")
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown:
+        raise typer.BadParameter(f"got {', '.join(unknown)}, expected {_ARCHITECTURES}", param_hint="--architecture")
+    return names
+
+
+@bench.command()
+def inspect(
+    architecture: Annotated[str, typer.Option(help=_ARCHITECTURES)] = "sm_90",
+    head_dim: Annotated[int, typer.Option(min=16, max=256)] = 64,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or tf32.")] = "float16",
+    checks: Annotated[bool, typer.Option("--checks", help="With padding and global tokens.")] = False,
+    dropout: Annotated[bool, typer.Option("--dropout")] = False,
+) -> None:
+    """Compile the kernels for a GPU that need not be here, and show registers, spills and the main loop's instructions."""
+    from rich.console import Console
+
+    from longformer_triton.bench.inspect import as_table, compiled_kernels
+
+    console = Console()
+    variant = _variant(head_dim, dtype, checks, dropout)
+    for name in _architectures(architecture):
+        with console.status(f"compiling for {name}"):
+            kernels = list(compiled_kernels(variant, name))
+        console.print(as_table(variant, name, kernels))
+
+
+@app.command()
+def doctor(
+    thorough: Annotated[bool, typer.Option("--thorough", help="Without a GPU: compile every head_dim, not only 64.")] = False,
+) -> None:
+    """Say what is installed and what runs here, and check the kernels; the exit status is 0 when all is well, else 1."""
+    from rich.console import Console
+
+    from longformer_triton.bench.doctor import examine
+
+    console = Console(soft_wrap=True)
+    well = examine(console, thorough=thorough)
+    console.print("[green]all is well" if well else "[red]not all is well: please report the lines marked above")
+    raise typer.Exit(0 if well else 1)
+
+
 def main() -> None:
     """Entry point of the console command."""
     app()

@@ -15,7 +15,9 @@ import triton.language as tl
 from longformer_triton.kernels.triton_impl.primitives import EDGE, LOG2E, NOWHERE, load_rows
 
 
-@triton.jit(do_not_specialize=["heads", "seq_len", "row_stride"])
+@triton.jit(do_not_specialize=[
+    "grad_lse_stride_b", "grad_lse_stride_h", "grad_lse_stride_n", "heads", "seq_len", "row_stride",
+])  # fmt: skip
 def prepare_rows(
     grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr, normaliser_ptr,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,

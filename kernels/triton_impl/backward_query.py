@@ -135,7 +135,8 @@ def window_grad_query(
     if HAS_GLOBALS:
         global_index_ptr += batch_64 * num_globals
         count = tl.load(global_count_ptr + batch).to(tl.int32)
-        for slot_start in tl.range(0, count, BLOCK_G):
+        # Not pipelined: there are few, and Triton 3.6 leaves out the fence between asynchronous copies by pointers and wgmma.
+        for slot_start in tl.range(0, count, BLOCK_G, num_stages=1):
             slot = slot_start + tl.arange(0, BLOCK_G)
             real = slot < count
             key_token = tl.load(global_index_ptr + slot, mask=real, other=0).to(tl.int32)

@@ -73,7 +73,8 @@ def _attend_globals(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fold the global keys that lie outside each query's window into the softmax."""
-    for start in tl.range(0, count, BLOCK_G):
+    # Not pipelined: there are few, and Triton 3.6 leaves out the fence between asynchronous copies by pointers and wgmma.
+    for start in tl.range(0, count, BLOCK_G, num_stages=1):
         slot = start + tl.arange(0, BLOCK_G)
         real = slot < count
         token = tl.load(global_index_ptr + slot, mask=real, other=0).to(tl.int32)

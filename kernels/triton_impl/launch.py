@@ -64,9 +64,10 @@ def forward_launches(
     problem = Problem(window, pattern, scale, dropout, target)
     yield from problem.spans()
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
-    config = problem.config("forward")
+    sources = problem.key_value
+    config = problem.config("forward", list(sources.values()))
+    tiles = problem.tiles_of(sources, config.block_n, use=problem.use_descriptors(list(sources.values())))
     for run in problem.runs():
-        tiles = problem.tiles_of(problem.key_value, config.block_n, run)
         available = {**problem.arguments, **results, **run, **tiles}
         yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
     if rows is not None and problem.num_globals:
@@ -142,10 +143,11 @@ def _window_backward_launches(
     yield from given.prepared(problem, problem.seq_len, "window with rows" if with_rows else "window", available)
     need_query, need_key, need_value = needs
     if need_query:
-        config = problem.config("backward_query")
+        sources = problem.key_value
+        config = problem.config("backward_query", list(sources.values()))
+        tiles = problem.tiles_of(sources, config.block_n, use=problem.use_descriptors(list(sources.values())))
         available.update({**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale})
         for run in problem.runs():
-            tiles = problem.tiles_of(problem.key_value, config.block_n, run)
             yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
     if need_key or need_value:
         yield from _key_value_launches(problem, available, need_key, need_value, grads)
@@ -163,7 +165,6 @@ def _key_value_launches(
             "NEED_VALUE": need_value,
         }
     )
-    config = problem.config("backward_key_value")
     needed = [name for name in ("grad_key", "grad_value") if available[f"NEED_{name.removeprefix('grad_').upper()}"]]
     sums = dict(available)
     if problem.group > 1:
@@ -172,8 +173,9 @@ def _key_value_launches(
             sums.update(tensor_arguments(name, problem.query.new_empty(shape, dtype=problem.accumulate)))
     rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
     numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
+    config = problem.config("backward_key_value", list(rows.values()))
+    tiles = problem.tiles_of({**rows, **numbers}, config.block_m, use=problem.use_descriptors(list(rows.values())))
     for run in problem.runs():
-        tiles = problem.tiles_of({**rows, **numbers}, config.block_m, run)
         yield Launch.of(window_grad_key_value, problem.tiles(run, config.block_n), config, {**sums, **run, **tiles})
     if problem.group > 1:
         for name in needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ class Problem:
         """Where each text begins and ends, which the kernels of this call read."""
         if self.pattern.key_mask is not None:
             self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
-            yield Launch.of(text_spans, self.batch, Config(1, 1), {**self.arguments, "BLOCK": 1024})
+            yield Launch.of(text_spans, self.batch, Config(1, 1, num_warps=8), {**self.arguments, "BLOCK": 1024})
 
     def of_rows(self, rows: States) -> Problem:
         """The same for the rows of global tokens, once the spans are known."""
@@ -138,10 +138,12 @@ class Problem:
         problem.arguments["span_ptr"] = self.arguments["span_ptr"]
         return problem
 
-    def config(self, kernel: str) -> Config:
-        """The configuration of one of the kernels for this problem."""
-        precision = self.arguments["PRECISION"]
-        return self.target.config(kernel, self.head_dim, self.query.dtype, precision, self.dropout is not None)
+    def config(self, kernel: str, sources: Sequence[Tensor] = ()) -> Config:
+        """The configuration of one of the kernels, which loads tiles of ``sources``."""
+        dtype = self.query.dtype
+        precision = "half" if dtype.itemsize == 2 else self.arguments["PRECISION"]
+        checks = self.pattern.key_mask is not None or self.num_globals > 0
+        return self.target.config(kernel, self.head_dim, precision, dropout=self.dropout is not None, checks=checks, descriptors=self.use_descriptors(sources))
 
     def runs(self) -> Iterator[dict[str, int]]:
         """Neighbouring heads of one dilation, which one launch can serve."""
@@ -152,14 +154,17 @@ class Problem:
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count
 
-    def tiles_of(self, sources: dict[str, Tensor], block: int, run: dict[str, int]) -> dict[str, Any]:
-        """The arguments DESCRIPTORS and {name}_tiles: descriptors where the device and every tensor allow them."""
-        use = (
+    def use_descriptors(self, sources: Sequence[Tensor]) -> bool:
+        """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it."""
+        return (
             self.target.descriptors
-            and run["dilation"] == 1
-            and all(_fits_descriptor(states) for states in sources.values() if states.dim() > 1)
-            and self.batch * self.heads * self.seq_len < 2**31
+            and set(self.pattern.dilations) == {1}
+            and all(_fits_descriptor(states) for states in sources)
+            and self.batch * self.heads * (self.seq_len + 4) < 2**31
         )
+
+    def tiles_of(self, sources: dict[str, Tensor], block: int, *, use: bool) -> dict[str, Any]:
+        """The arguments DESCRIPTORS and {name}_tiles."""
         blocks = {4: [1, 1, block, self.arguments["BLOCK_D"]], 1: [block]}
         return {
             "DESCRIPTORS": use,

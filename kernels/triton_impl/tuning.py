@@ -1,25 +1,56 @@
-"""Launch configurations."""
+"""Which launch configuration a kernel gets: a table by architecture, precision, head_dim and problem, read once, chosen in plain Python.
+
+The table is ``configurations.csv`` beside this file: one line a configuration, with its reason, and with the registers and the
+shared memory that it took when it was compiled ahead of time, which the tests hold it to. ``bench tune`` writes such lines.
+"""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 
 import torch
+import triton
 
 INTERPRETER = "interpreter"
-# The kernels whose configuration depends on what they run on.
-KERNELS = (
-    "forward",
-    "backward_query",
-    "backward_key_value",
-    "rows_forward",
-    "rows_backward_query",
-    "rows_backward_key_value",
-    "columns",
-)
+# Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
+TUNED_VARIABLE = "LONGFORMER_TRITON_CONFIGURATIONS"
+SHIPPED = pathlib.Path(__file__).with_name("configurations.csv")
+# Architectures whose copy engine (TMA) moves tiles that a descriptor names.
+_COPY_ENGINE = ("sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
+# In the table's column "architecture": tiles loaded by pointers on an architecture with a copy engine, as dilated windows need.
+POINTERS = " pointers"
+# Whose lines serve an architecture that has none of its own: the same instructions or a subset, and no more shared memory.
+STANDS_IN = {
+    "sm_80": "sm_86",
+    "sm_87": "sm_86",
+    "sm_89": "sm_86",
+    "sm_120 pointers": "sm_86",
+    "sm_121 pointers": "sm_86",
+    "sm_121": "sm_120",
+    "sm_103": "sm_100",
+    "sm_103 pointers": "sm_100 pointers",
+    "gfx950": "gfx942",
+}
+# The names of jitted functions whose configuration depends on what they run on, and their names in the table.
+KERNEL_OF = {
+    "window_forward": "forward",
+    "window_grad_query": "backward_query",
+    "window_grad_key_value": "backward_key_value",
+    "rows_forward": "rows_forward",
+    "rows_grad_query": "rows_backward_query",
+    "rows_grad_key_value": "rows_backward_key_value",
+    "columns_grad_key_value": "columns",
+}
+KERNELS = tuple(KERNEL_OF.values())
+HEAD_DIMS = (64, 128, 256)
+_WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
+# Triton 3.6 emits no fence.proxy.async between cp.async and wgmma: there, tiles that pointers load are not pipelined on sm_90.
+_LACKS_FENCE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +60,75 @@ class Config:
     block_m: int
     block_n: int
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 1
     max_registers: int | None = None
-    reason: str = ""
 
     def options(self) -> dict[str, int]:
         """What the launch takes besides the kernel's own arguments."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. ``checks``: padding or global tokens; registers and shared_bytes are the budget."""
+
+    architecture: str
+    precision: str
+    kernel: str
+    head_dim: int
+    dropout: bool
+    checks: bool
+    config: Config
+    registers: int
+    shared_bytes: int
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int, bool, bool]:
+        """What the configuration is chosen by."""
+        return (self.architecture, self.precision, self.kernel, self.head_dim, self.dropout, self.checks)
+
+    def fields(self) -> list[str]:
+        """The line, field by field."""
+        config = dataclasses.astuple(self.config)
+        values = [*self.key[:4], int(self.dropout), int(self.checks), *config, self.registers, self.shared_bytes, self.reason]
+        return ["" if value is None else str(value) for value in values]
+
+    def as_text(self) -> str:
+        """The line as it stands in the table."""
+        return ",".join(f'"{field}"' if "," in field else field for field in self.fields())
+
+
+COLUMNS = (
+    "architecture", "precision", "kernel", "head_dim", "dropout", "checks", "block_m", "block_n", "num_warps", "num_stages",
+    "max_registers", "registers", "shared_bytes", "reason",
+)  # fmt: skip
+
+
+def read_rows(lines: Iterable[str]) -> list[Row]:
+    """The rows of a table with the header ``COLUMNS``."""
+    rows = []
+    for line in csv.DictReader(lines):
+        numbers = {name: int(line[name]) if line[name] else None for name in COLUMNS[3:13]}
+        config = Config(*(numbers[name] for name in COLUMNS[6:11]))  # type: ignore[arg-type]
+        rows.append(
+            Row(
+                line["architecture"], line["precision"], line["kernel"], numbers["head_dim"] or 0, bool(numbers["dropout"]),
+                bool(numbers["checks"]), config, numbers["registers"] or 0, numbers["shared_bytes"] or 0, line["reason"],
+            )
+        )  # fmt: skip
+    return rows
+
+
+@functools.lru_cache
+def configurations() -> dict[tuple[str, str, str, int, bool, bool], Row]:
+    """The shipped table, and over it the one that the environment variable names, if it does."""
+    rows = read_rows(SHIPPED.read_text().splitlines())
+    tuned = os.environ.get(TUNED_VARIABLE)
+    if tuned:
+        rows += read_rows(pathlib.Path(tuned).read_text().splitlines())
+    return {row.key: row for row in rows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +139,44 @@ class Target:
     descriptors: bool
     trial: Mapping[str, Config] = dataclasses.field(default_factory=dict)
 
-    def config(self, kernel: str, head_dim: int, dtype: torch.dtype, precision: str, dropout: bool) -> Config:
+    @staticmethod
+    def named(architecture: str, trial: Mapping[str, Config] | None = None) -> Target:
+        """The target of an architecture by name, with its copy engine if it has one."""
+        return Target(architecture, architecture in _COPY_ENGINE, trial or {})
+
+    def config(
+        self, kernel: str, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool = False
+    ) -> Config:
+        """The configuration of a kernel; with ``checks`` it serves problems without them too, where these have no line.
+
+        Raises:
+            NotImplementedError: the table has no line for the problem; the message says for which.
+        """
         if kernel in self.trial:
             return self.trial[kernel]
-        return Config(16, 64 if dropout else 16)
+        if kernel not in KERNELS:
+            return Config(64, 64)
+        if self.architecture == INTERPRETER:
+            # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
+            return Config(16, 64 if dropout else 16)
+        width = next(width for width in HEAD_DIMS if head_dim <= width)
+        architecture = self.architecture
+        if self.descriptors and not descriptors and kernel in _WINDOW_KERNELS:
+            architecture += POINTERS
+        architecture = STANDS_IN.get(architecture, architecture)
+        lines = configurations()
+        row = lines.get((architecture, precision, kernel, width, dropout, checks))
+        row = row or lines.get((architecture, precision, kernel, width, dropout, True))
+        if row is None:
+            with_dropout = " with dropout" if dropout else ""
+            raise NotImplementedError(
+                f"backend: got 'triton' for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, where "
+                f"no configuration of the {kernel} kernel fits: use backend='torch', or find one with `longformer-triton bench tune`."
+            )
+        pipelined_by_pointers = not (descriptors and kernel in _WINDOW_KERNELS)
+        if self.architecture == "sm_90" and pipelined_by_pointers and _LACKS_FENCE:
+            return dataclasses.replace(row.config, num_stages=1)
+        return row.config
 
 
 @functools.lru_cache
@@ -59,6 +185,6 @@ def target_of(device: torch.device) -> Target:
     if os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu":
         return Target(INTERPRETER, descriptors=False)
     if torch.version.hip is not None:
-        return Target(torch.cuda.get_device_properties(device).gcnArchName.split(":")[0], descriptors=False)
+        return Target.named(torch.cuda.get_device_properties(device).gcnArchName.split(":")[0])
     major, minor = torch.cuda.get_device_capability(device)
-    return Target(f"sm_{major}{minor}", descriptors=major >= 9)
+    return Target.named(f"sm_{major}{minor}")

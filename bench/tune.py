@@ -1,0 +1,122 @@
+"""Launch configurations, chosen by compiling: the first tile of a list, largest first, that spills nothing and fits.
+
+Without a GPU this fills ``kernels/triton_impl/configurations.csv``, row by row. With one, ``measured`` times what compiled
+and takes the fastest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from triton.compiler.errors import CompilationError
+
+from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of
+from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, KERNELS, POINTERS, Config, Row, Target
+
+# (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a second
+# program on a multiprocessor, whose exponentials then overlap with the first one's products.
+_QUERY_TILES = (
+    (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 32, 8, 2),
+    (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1),
+)  # fmt: skip
+_KEY_TILES = (
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 64, 8, 1),
+    (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
+)  # fmt: skip
+# Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
+_NARROW_TILES = (
+    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+)  # fmt: skip
+CANDIDATES = {
+    "forward": _QUERY_TILES,
+    "backward_query": _QUERY_TILES,
+    "backward_key_value": _KEY_TILES,
+    "rows_forward": _NARROW_TILES,
+    "rows_backward_query": _NARROW_TILES,
+    "rows_backward_key_value": _NARROW_TILES,
+    "columns": _NARROW_TILES,
+}
+WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
+# Kernels in which dropout's bytes come for 64 keys at a time.
+_BYTES_BY_TILE = tuple(kernel for kernel in CANDIDATES if kernel != "columns")
+
+
+def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dropout: bool) -> list[Config]:
+    """What may be tried, most wanted first."""
+    configs = []
+    for block_m, block_n, warps, stages, *cap in CANDIDATES[kernel]:
+        too_large = block_m * block_n > 64 * 64 and (head_dim > 128 or precision == "ieee")
+        split_bytes = dropout and kernel in _BYTES_BY_TILE and block_n % 64
+        # A cap is for NVIDIA's assembler, and worth a try where a program is small enough.
+        no_cap = cap and (not ARCHITECTURES[architecture].is_nvidia or head_dim > 64 or precision != "half")
+        if not (too_large or split_bytes or no_cap):
+            configs.append(Config(block_m, block_n, warps, stages, cap[0] if cap else None))
+    return configs
+
+
+def launch_of(kernel: str, variant: Variant, architecture: str, config: Config) -> Launch:
+    """The one launch of ``kernel`` in a problem."""
+    launches = launches_of(variant, architecture, dict.fromkeys(KERNELS, config))
+    return next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+
+
+def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
+    """The compiled kernel if it may be shipped, else None; a tile that the compiler refuses is one that may not."""
+    launch = launch_of(kernel, variant, architecture, config)
+    try:
+        compiled = compile_launch(launch, architecture)
+    except (RuntimeError, CompilationError, subprocess.CalledProcessError):  # passes and assemblers that give up
+        return None
+    return compiled if compiled.fits else None
+
+
+def first_that_fits(
+    kernel: str, architecture: str, variant: Variant, start: Config | None, say: Callable[[str], None]
+) -> Row | None:
+    """The table's row for one kernel and problem, from candidates not larger than ``start`` on."""
+    options = candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout)
+    if start is not None:
+        place = next((place for place, config in enumerate(options) if config == start), 0)
+        options = options[place:]
+    for tried, config in enumerate(options):
+        compiled = compiles(kernel, variant, architecture, config)
+        if compiled is not None:
+            first = tried == 0 and len(options) == len(candidates(kernel, architecture, variant.precision, variant.head_dim, False))
+            reason = ("as wanted" if first else "largest without spills") + f", {compiled.registers} registers"
+            if ARCHITECTURES[architecture].is_nvidia:
+                reason += f", {compiled.blocks} at once on a multiprocessor"
+            by_pointers = variant.dilation > 1 and Target.named(architecture).descriptors
+            row = Row(
+                architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout, variant.checks, config,
+                compiled.registers, compiled.shared_bytes, reason,
+            )  # fmt: skip
+            say(row.as_text())
+            return row
+    say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
+    return None
+
+
+def table(
+    architecture: str, precision: str, head_dims: Sequence[int], say: Callable[[str], None], kernels: Sequence[str] = (),
+    *, every_problem: bool = True, dilation: int = 1,
+) -> Iterator[Row]:
+    """Every row of an architecture and precision. Harder problems begin where easier ones ended, which saves most compilations."""
+    dtype = torch.float16 if precision == "half" else torch.float32
+    for kernel in kernels or CANDIDATES:
+        found: dict[tuple[int, bool, bool], Config] = {}
+        checks_too = (False, True) if every_problem and kernel in WINDOW_KERNELS else (True,)
+        for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
+            easier = [config for key, config in found.items() if key[0] <= head_dim and key[1] <= dropout and key[2] <= checks]
+            start = None
+            if easier:
+                options = candidates(kernel, architecture, precision, head_dim, dropout)
+                start = max((config for config in easier if config in options), key=options.index, default=None)
+            variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
+            row = first_that_fits(kernel, architecture, variant, start, say)
+            if row is not None:
+                found[head_dim, dropout, checks] = row.config
+                yield row

@@ -1,0 +1,123 @@
+"""Every shipped configuration compiles without spills, uses the matrix units, and keeps to the budget that the table records."""
+
+import dataclasses
+
+import pytest
+import torch
+import triton
+
+from longformer_triton.bench.compiled import ARCHITECTURES, Variant, compile_launch
+from longformer_triton.bench.tune import launch_of
+from longformer_triton.kernels.triton_impl.tuning import COLUMNS, POINTERS, SHIPPED, STANDS_IN, Target, configurations, read_rows
+
+ROWS = list(configurations().values())
+# The compiler's version decides registers; budgets were recorded with this one.
+RECORDED_WITH = "3.7"
+
+
+def is_fast(row) -> bool:
+    """The default subset: half precision at head_dim 64, every kernel and architecture once, and all of sm_90."""
+    return row.precision == "half" and row.head_dim == 64 and (row.architecture == "sm_90" or (row.checks and not row.dropout))
+
+
+def as_param(row, architecture):
+    marks = [] if is_fast(row) else [pytest.mark.extended]
+    name = "-".join(str(part) for part in (architecture, *row.key[1:4], *(["dropout"] * row.dropout), *(["checks"] * row.checks)))
+    return pytest.param(row, architecture, id=name.replace(" ", "_"), marks=marks)
+
+
+def variant_of(row) -> Variant:
+    return Variant(
+        head_dim=row.head_dim,
+        dtype=torch.float16 if row.precision == "half" else torch.float32,
+        tf32=row.precision == "tf32",
+        checks=row.checks,
+        dropout=row.dropout,
+        dilation=3 if row.architecture.endswith(POINTERS) else 1,
+    )
+
+
+@pytest.mark.parametrize(("row", "architecture"), [as_param(row, row.architecture.removesuffix(POINTERS)) for row in ROWS])
+def test_shipped_configuration(row, architecture):
+    compiled = compile_launch(launch_of(row.kernel, variant_of(row), architecture, row.config), architecture)
+    assert compiled.spill_bytes == 0
+    assert not compiled.serialized
+    available = ARCHITECTURES[architecture].shared_bytes
+    assert compiled.shared_bytes <= available
+    if triton.__version__.startswith(RECORDED_WITH):
+        # A few registers come and go with the compiler's mood; eight are what the hardware hands out at a time.
+        assert compiled.registers <= row.registers + 7, f"{compiled.registers} registers, recorded were {row.registers}"
+        assert compiled.shared_bytes <= row.shared_bytes, f"{compiled.shared_bytes} bytes, recorded were {row.shared_bytes}"
+    instruction = "FFMA" if row.precision == "ieee" and ARCHITECTURES[architecture].is_nvidia else None
+    instruction = instruction or _matrix_instruction(row, architecture)
+    assert instruction in compiled.assembly
+
+
+def _matrix_instruction(row, architecture) -> str:
+    """What computes the products: wgmma needs 64 rows, so tiles of sixteen global tokens run on the older instruction."""
+    about = ARCHITECTURES[architecture]
+    if architecture in ("sm_90", "sm_100") and (row.kernel not in WINDOW_KERNELS or min(own_rows(row)) < 64):
+        return "HMMA"
+    if row.precision == "ieee":
+        return "v_"
+    return about.matrix_instruction
+
+
+WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
+
+
+def own_rows(row) -> tuple[int, ...]:
+    """The rows of the kernel's products."""
+    if row.kernel == "backward_key_value":
+        return (row.config.block_n, row.config.block_m) if row.dropout else (row.config.block_n,)
+    return (row.config.block_m,)
+
+
+def test_the_table_reads_back_what_it_writes():
+    lines = [",".join(COLUMNS), *(row.as_text() for row in ROWS)]
+    assert read_rows(lines) == ROWS
+    assert SHIPPED.read_text().splitlines() == lines
+
+
+def test_every_row_has_a_reason():
+    assert all(row.reason for row in ROWS)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
+def test_half_precision_is_served_everywhere(architecture, head_dim):
+    target = Target.named(architecture)
+    kernels = {row.kernel for row in ROWS}
+    assert len(kernels) == 7
+    for kernel in kernels:
+        for dropout in (False, True):
+            for descriptors in {False, target.descriptors}:
+                config = target.config(kernel, head_dim, "half", dropout=dropout, checks=True, descriptors=descriptors)
+                assert not dropout or kernel == "columns" or config.block_n % 64 == 0
+
+
+def test_what_has_no_row_is_refused_by_name():
+    target = Target.named("sm_90")
+    with pytest.raises(NotImplementedError, match=r"head_dim 256, ieee products with dropout, on sm_90.*backend='torch'"):
+        target.config("backward_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
+
+
+def test_stand_ins_are_in_the_table():
+    assert set(STANDS_IN.values()) <= {row.architecture for row in ROWS}
+
+
+def test_a_tuned_table_comes_first(tmp_path, monkeypatch):
+    row = next(row for row in ROWS if row.architecture == "sm_90" and row.kernel == "forward")
+    tuned = dataclasses.replace(row, config=dataclasses.replace(row.config, num_stages=5))
+    file = tmp_path / "tuned.csv"
+    file.write_text(",".join(COLUMNS) + "\n" + tuned.as_text() + "\n")
+    monkeypatch.setenv("LONGFORMER_TRITON_CONFIGURATIONS", str(file))
+    configurations.cache_clear()
+    try:
+        config = Target.named("sm_90").config(
+            row.kernel, row.head_dim, row.precision, dropout=row.dropout, checks=row.checks, descriptors=True
+        )
+    finally:
+        monkeypatch.undo()
+        configurations.cache_clear()
+    assert config.num_stages == 5

@@ -1,0 +1,100 @@
+"""What only a GPU can show: the shipped configurations run, repeat, need no synchronisation, and fit into a CUDA graph."""
+
+import pytest
+import torch
+
+from longformer_triton.bench.doctor import CHECKS, HEAD_DIMS, TOLERANCE, run_check
+from longformer_triton.kernels import AttentionPattern, available_backends, longformer_attention, sliding_window_attention
+from longformer_triton.kernels.backends import why_not
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(", ", "_").replace(" ", "_"))
+def test_shipped_configurations(check, head_dim, dtype):
+    device = torch.device("cuda")
+    reason = why_not("triton", device, dtype, head_dim)
+    if reason is not None:
+        pytest.skip(reason)
+    outcome = run_check(check, dtype, head_dim, device)
+    assert outcome.repeats
+    assert outcome.error <= TOLERANCE[dtype]
+
+
+def test_triton_is_the_default():
+    assert available_backends("cuda")["triton"] is None
+    states = torch.randn(1, 2, 100, 64, device="cuda", dtype=torch.float16)
+    default, asked = (sliding_window_attention(states, states, states, window=9, backend=name) for name in (None, "triton"))
+    assert torch.equal(default, asked)
+
+
+def _inputs(dtype=torch.float16, length=500):
+    query, key, value, key_global, value_global = (
+        torch.randn(2, 2, length, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(5)
+    )
+    marks = torch.zeros(2, length, device="cuda")
+    marks[0, :3] = marks[1, 100] = 1
+    return query, key, value, key_global, value_global, marks
+
+
+def test_the_dropout_mask_is_that_of_the_pytorch_backend():
+    zeros, ones = torch.zeros(1, 2, 300, 64, device="cuda"), torch.ones(1, 2, 300, 64, device="cuda")
+    seed = torch.tensor(5, device="cuda")
+    got, expected = (
+        sliding_window_attention(zeros, zeros, ones, window=(70, 30), dropout_p=0.3, dropout_seed=seed, backend=backend)
+        for backend in ("triton", "torch")
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_read_back():
+    query, key, value, key_global, value_global, marks = _inputs()
+    mask = torch.ones(2, 500, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            pattern = AttentionPattern.from_masks(mask, marks, window=50, max_globals=4)
+            rows = pattern.gather_global(query)
+            out = longformer_attention(query, key, value, rows, key_global, value_global, pattern, dropout_p=0.1)
+            out.float().square().mean().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_cuda_graph_replays_with_other_numbers_and_masks():
+    query, key, value, key_global, value_global, marks = _inputs()
+
+    def forward():
+        pattern = AttentionPattern.from_masks(None, marks, window=50, max_globals=4)
+        return longformer_attention(
+            query, key, value, pattern.gather_global(query), key_global, value_global, pattern, backend="triton"
+        )
+
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = forward()
+        query.normal_()
+        marks.zero_()
+        marks[:, 200:203] = 1
+        graph.replay()
+        assert torch.equal(captured, forward())
+
+
+def test_offsets_beyond_31_bits():
+    """Two samples that lie more than 2**31 elements apart."""
+    far = 2**31 + 64
+    base = torch.empty(far + 400_000, dtype=torch.float16, device="cuda")
+    states = [base.as_strided((2, 1, 1000, 64), (far, 64 * 1000, 64, 1), start) for start in (0, 64_000, 128_000)]
+    for view in states:
+        view.normal_()
+    near = [view.clone() for view in states]
+    far_out, near_out = (sliding_window_attention(*tensors, window=40, backend="triton") for tensors in (states, near))
+    assert torch.equal(far_out, near_out)
