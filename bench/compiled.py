@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead of time, for GPUs that need not be here: registers, shared memory, spills, instructions.
 
-The launches are the ones that run (``kernels/triton_impl/launch.py``), for tensors on the CPU; only the last step differs: a stand-in
-for Triton's driver names the architecture, and nothing is loaded.
+The launches are the ones that run (``kernels/triton_impl/launch.py``), for tensors on the CPU; only the last step differs: a
+stand-in for Triton's driver names the architecture, and nothing is loaded.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _StandIn:
     def get_current_device(self) -> str:
         return self.name
 
-    def get_current_stream(self, device: str) -> int:
+    def get_current_stream(self, device: str) -> int:  # noqa: ARG002 - Triton's signature
         return 0
 
     def get_current_target(self) -> GPUTarget:
@@ -117,7 +117,9 @@ def _float32_products(tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def launches_of(variant: Variant, architecture: str, trial: dict[str, Config] | None = None, seq_len: int = 256) -> list[Launch]:
+def launches_of(
+    variant: Variant, architecture: str, trial: dict[str, Config] | None = None, seq_len: int = 256
+) -> list[Launch]:
     """Every launch of a forward and a backward pass."""
     target = Target.named(architecture, trial)
     heads, num_globals = 2, 4
@@ -159,9 +161,7 @@ class Compiled:
     def fits(self) -> bool:
         """Whether it may be shipped: no spill, matrix products not serialised, shared memory within the architecture's."""
         return (
-            self.spill_bytes == 0
-            and not self.serialized
-            and self.shared_bytes <= ARCHITECTURES[self.architecture].shared_bytes
+            self.spill_bytes == 0 and not self.serialized and self.shared_bytes <= ARCHITECTURES[self.architecture].shared_bytes
         )
 
     @property
@@ -185,15 +185,19 @@ class Compiled:
 
     @functools.cached_property
     def main_loop(self) -> collections.Counter[str]:
-        """How often each instruction stands in the clean loop: of the loops with matrix products, the one with fewest selections."""
+        """How often each instruction stands in the clean loop: of those with products, the one with fewest selections."""
         matrix = ARCHITECTURES[self.architecture].matrix_instruction
         with_products = [loop for loop in _loops(self.assembly) if loop[matrix] or loop["FFMA"] > self.tile // 64]
-        return min(with_products, key=lambda loop: loop["FSEL"] + loop["SEL"] + loop.total() / 1e6, default=collections.Counter())
+        return min(
+            with_products, key=lambda loop: loop["FSEL"] + loop["SEL"] + loop.total() / 1e6, default=collections.Counter()
+        )
 
 
 def _loops(sass: str) -> list[collections.Counter[str]]:
     """The instructions between each label and the last branch back to it, innermost loops only."""
-    names, labels, branches = [], {}, {}
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    branches: dict[int, int] = {}
     for line in sass.splitlines():
         label = re.match(r"\s*(\.L_x_\d+):", line)
         if label:

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -71,11 +72,19 @@ class Outcome:
 def _results(check: Check, inputs: list[Tensor], pattern: AttentionPattern, backend: str) -> list[Tensor]:
     """out, lse and all gradients."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    options = {"dropout_p": check.dropout_p, "dropout_seed": torch.tensor(7, device=inputs[0].device), "return_lse": True}
+    options: dict[str, Any] = {
+        "dropout_p": check.dropout_p,
+        "dropout_seed": torch.tensor(7, device=inputs[0].device),
+        "return_lse": True,
+    }
     if check.num_globals:
-        out, lse = longformer_attention(*leaves, pattern, backend=backend, **options)  # type: ignore[arg-type]
+        query, key, value, query_global, key_global, value_global = leaves
+        out, lse = longformer_attention(
+            query, key, value, query_global, key_global, value_global, pattern, backend=backend, **options
+        )
     else:
-        out, lse = sliding_window_attention(*leaves, pattern=pattern, backend=backend, **options)  # type: ignore[arg-type]
+        query, key, value = leaves
+        out, lse = sliding_window_attention(query, key, value, pattern=pattern, backend=backend, **options)
     weight = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
     grads = torch.autograd.grad((out * weight.to(out.dtype)).sum() + lse[lse > -torch.inf].sum(), leaves)
     return [out.detach(), lse.detach(), *grads]

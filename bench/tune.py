@@ -17,19 +17,23 @@ from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, c
 from longformer_triton.kernels.triton_impl.problem import Launch
 from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, KERNELS, POINTERS, Config, Row, Target
 
-# (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a second
-# program on a multiprocessor, whose exponentials then overlap with the first one's products.
+# (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
+# second program on a multiprocessor, whose exponentials then overlap with the first one's products.
 _QUERY_TILES = (
     (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 32, 8, 2),
-    (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1),
+    (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4,
+    1),
 )  # fmt: skip
 _KEY_TILES = (
-    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 64, 8, 1),
-    (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 64,
+    8, 1),
+    (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4,
+    1),
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
 _NARROW_TILES = (
-    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8,
+    1),
 )  # fmt: skip
 CANDIDATES = {
     "forward": _QUERY_TILES,
@@ -85,14 +89,16 @@ def first_that_fits(
     for tried, config in enumerate(options):
         compiled = compiles(kernel, variant, architecture, config)
         if compiled is not None:
-            first = tried == 0 and len(options) == len(candidates(kernel, architecture, variant.precision, variant.head_dim, False))
+            first = tried == 0 and len(options) == len(
+                candidates(kernel, architecture, variant.precision, variant.head_dim, False)
+            )
             reason = ("as wanted" if first else "largest without spills") + f", {compiled.registers} registers"
             if ARCHITECTURES[architecture].is_nvidia:
                 reason += f", {compiled.blocks} at once on a multiprocessor"
             by_pointers = variant.dilation > 1 and Target.named(architecture).descriptors
             row = Row(
-                architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout, variant.checks, config,
-                compiled.registers, compiled.shared_bytes, reason,
+                architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout,
+                variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
             )  # fmt: skip
             say(row.as_text())
             return row
@@ -101,10 +107,16 @@ def first_that_fits(
 
 
 def table(
-    architecture: str, precision: str, head_dims: Sequence[int], say: Callable[[str], None], kernels: Sequence[str] = (),
-    *, every_problem: bool = True, dilation: int = 1,
+    architecture: str,
+    precision: str,
+    head_dims: Sequence[int],
+    say: Callable[[str], None],
+    kernels: Sequence[str] = (),
+    *,
+    every_problem: bool = True,
+    dilation: int = 1,
 ) -> Iterator[Row]:
-    """Every row of an architecture and precision. Harder problems begin where easier ones ended, which saves most compilations."""
+    """Every row of an architecture and precision. Harder problems begin where easier ones ended."""
     dtype = torch.float16 if precision == "half" else torch.float32
     for kernel in kernels or CANDIDATES:
         found: dict[tuple[int, bool, bool], Config] = {}

@@ -27,7 +27,7 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype | None = None
     if not TRITON_INSTALLED:
         return "the triton package is not installed: pip install 'triton>=3.6,<3.8'"
     if device.type == "cpu" and not INTERPRETING:
-        return "Triton drives GPUs, not cpu devices (for tests, TRITON_INTERPRET=1 set before Python starts interprets the kernels)"
+        return "Triton drives GPUs, not cpu devices (TRITON_INTERPRET=1, set before Python starts, interprets for tests)"
     if device.type not in ("cpu", "cuda"):
         return f"Triton drives GPUs, not {device.type} devices"
     if device.type == "cpu" and dtype == torch.bfloat16:

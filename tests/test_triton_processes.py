@@ -17,7 +17,19 @@ def test_kernels(folder, interpret, pytestconfig):
     pytest.importorskip("triton", reason="triton is not installed, so that there are no kernels to run or compile")
     selection = ["-m", pytestconfig.option.markexpr] if pytestconfig.option.markexpr else []
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--durations=5", *selection, str(TESTS / folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "2",
+        "--durations=5",
+        *selection,
+        str(TESTS / folder),
+    ]
     child = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     # Shown when the test fails, and with -rA or -s when it does not.
     print(child.stdout[-20_000:], child.stderr[-5_000:])

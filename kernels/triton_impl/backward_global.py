@@ -31,7 +31,8 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "splits", "threshold",
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "splits",
+    "threshold",
 ])  # fmt: skip
 def columns_grad_key_value(
     query_ptr, key_ptr, value_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,

@@ -1,8 +1,8 @@
 """Gradients of the keys and values inside windows: dv_j = sum_i f_ij p_ij dout_i and dk_j = scale sum_i ds_ij q_i.
 
-With p and ds as :mod:`backward_prepare` states them. One program owns BLOCK_N keys of one head in one strand, and walks over the
-queries whose windows hold them: no atomics, so the sums have one order. Heads that share keys get sums of their own, which
-:mod:`launch` adds up: a loop over them in here costs 25 to 50 registers a thread, and with them the second block a multiprocessor.
+With p and ds as :mod:`backward_prepare` states them. One program owns BLOCK_N keys of one head in one strand, and walks over
+the queries whose windows hold them: no atomics, so the sums have one order. Heads that share keys get sums of their own, which
+:mod:`launch` adds up: a loop over them in here would cost 25 to 50 registers a thread (bench/LOG.md, "a loop too many").
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def add_grad_key_value(
 def _window_grad_key_value(
     grad_key, grad_value, key, value, key_step, key_start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
     query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
-    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, left, right,
-    residue, dilation, stream, threshold, scale_log2, query_sign, rescale,
+    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, left,
+    right, residue, dilation, stream, threshold, scale_log2, query_sign, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
     FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -160,9 +160,7 @@ def window_grad_key_value(
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     # Keys meet the queries right steps before to left steps after themselves. The copy engine takes row numbers by 16 bytes.
     ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
-    begin, full_begin, full_end, end = tile_phases(
-        start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN
-    )
+    begin, full_begin, full_end, end = tile_phases(start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN)
     # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
     row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
     for phase in tl.static_range(3):

@@ -19,17 +19,19 @@ from longformer_triton.kernels.triton_impl.primitives import EDGE, LOG2E, NOWHER
     "grad_lse_stride_b", "grad_lse_stride_h", "grad_lse_stride_n", "heads", "seq_len", "row_stride",
 ])  # fmt: skip
 def prepare_rows(
-    grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr, normaliser_ptr,
+    grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr,
+    normaliser_ptr,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,
     grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
     heads, seq_len, row_stride,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_OUT: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr,
     HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """delta and normaliser, (batch, heads, row_stride), of BLOCK_M rows of one head.
 
-    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens. Rows past their
-    number take no part.
+    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens. Rows past
+    their number take no part.
     """
     blocks = tl.cdiv(row_stride, BLOCK_M)
     program = tl.program_id(0)

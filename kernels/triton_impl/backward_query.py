@@ -52,8 +52,8 @@ def add_grad_query(
 @triton.jit
 def _window_grad_query(
     grad_query, query, grad_out, normaliser, delta, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr,
-    key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream, threshold,
-    scale_log2, rescale,
+    key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue,
+    dilation, stream, threshold, scale_log2, rescale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,8 @@ def _window_grad_query(
 
 
 @triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "threshold",
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals",
+    "threshold",
 ])  # fmt: skip
 def window_grad_query(
     query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
@@ -153,9 +154,7 @@ def window_grad_query(
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
     first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
     ALIGN: tl.constexpr = 64 if DROPOUT else 1
-    begin, full_begin, full_end, end = tile_phases(
-        start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN
-    )
+    begin, full_begin, full_end, end = tile_phases(start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
     for phase in tl.static_range(3):
         # In this order: the left edge, the tiles that are seen in full, the right edge.
@@ -163,8 +162,8 @@ def window_grad_query(
         tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         grad_query = _window_grad_query(
             grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
-            key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
-            threshold, scale_log2, rescale,
+            key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first,
+            last, residue, dilation, stream, threshold, scale_log2, rescale,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,
         )  # fmt: skip

@@ -36,8 +36,8 @@ from longformer_triton.kernels.triton_impl.primitives import (
 @triton.jit
 def _attend_window(
     acc, row_max, row_sum, query, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
-    key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream, threshold,
-    scale_log2,
+    key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
+    threshold, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
@@ -67,8 +67,8 @@ def _attend_window(
 
 @triton.jit
 def _attend_globals(
-    acc, row_max, row_sum, query, query_token, key_ptr, value_ptr, global_index_ptr, count, seed_ptr, key_stride_n, value_stride_n,
-    left, right, dilation, stream, threshold, scale_log2,
+    acc, row_max, row_sum, query, query_token, key_ptr, value_ptr, global_index_ptr, count, seed_ptr, key_stride_n,
+    value_stride_n, left, right, dilation, stream, threshold, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -143,9 +143,7 @@ def window_forward(
             HEAD_DIM, BLOCK_D, BLOCK_G, IS_CAUSAL, DROPOUT, PRECISION,
         )  # fmt: skip
     ALIGN: tl.constexpr = 64 if DROPOUT else 1
-    begin, full_begin, full_end, end = tile_phases(
-        start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN
-    )
+    begin, full_begin, full_end, end = tile_phases(start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
     for phase in tl.static_range(3):
         # In this order: the left edge, the tiles that are seen in full, the right edge.
@@ -153,8 +151,8 @@ def window_forward(
         tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         acc, row_max, row_sum = _attend_window(
             acc, row_max, row_sum, query, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
-            key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
-            threshold, scale_log2,
+            key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation,
+            stream, threshold, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,
         )  # fmt: skip

@@ -123,8 +123,8 @@ def load_tile(
 ):  # fmt: skip
     """[BLOCK, BLOCK_D]: the rows of consecutive steps, by the copy engine where there is a descriptor for them.
 
-    ``tiles`` describes the whole (batch, heads, seq_len, head_dim) and fills with zeros what lies outside; ``ptr`` is the row of
-    token 0. Rows that are not ``real`` are zero unless CLEAN.
+    ``tiles`` describes the whole (batch, heads, seq_len, head_dim) and fills with zeros what lies outside; ``ptr`` is the row
+    of token 0. Rows that are not ``real`` are zero unless CLEAN.
     """
     if DESCRIPTORS:
         rows = tiles.load([batch, head, start, 0]).reshape([BLOCK, BLOCK_D])

@@ -143,7 +143,14 @@ class Problem:
         dtype = self.query.dtype
         precision = "half" if dtype.itemsize == 2 else self.arguments["PRECISION"]
         checks = self.pattern.key_mask is not None or self.num_globals > 0
-        return self.target.config(kernel, self.head_dim, precision, dropout=self.dropout is not None, checks=checks, descriptors=self.use_descriptors(sources))
+        return self.target.config(
+            kernel,
+            self.head_dim,
+            precision,
+            dropout=self.dropout is not None,
+            checks=checks,
+            descriptors=self.use_descriptors(sources),
+        )
 
     def runs(self) -> Iterator[dict[str, int]]:
         """Neighbouring heads of one dilation, which one launch can serve."""
@@ -177,6 +184,7 @@ class Problem:
         return self.batch * run["run_heads"] * run["dilation"] * triton.cdiv(steps, block)
 
     def global_blocks(self, heads: int) -> int:
+        """Programs of a launch over the global tokens."""
         return self.batch * heads * triton.cdiv(self.num_globals, self.arguments["BLOCK_G"])
 
     def splits(self, programs: int, block: int) -> int:
@@ -184,6 +192,7 @@ class Problem:
         return max(1, min(_TARGET_PROGRAMS // programs, triton.cdiv(self.seq_len, 4 * block)))
 
     def partials(self, heads: int, splits: int, *channels: int) -> Tensor:
+        """Uninitialised partial sums of the global tokens, one a split."""
         return self.query.new_empty((self.batch, heads, splits, self.num_globals, *channels), dtype=self.accumulate)
 
 

@@ -1,4 +1,4 @@
-"""Which launch configuration a kernel gets: a table by architecture, precision, head_dim and problem, read once, chosen in plain Python.
+"""Which launch configuration a kernel gets: a table by architecture, precision, head_dim and problem, in plain Python.
 
 The table is ``configurations.csv`` beside this file: one line a configuration, with its reason, and with the registers and the
 shared memory that it took when it was compiled ahead of time, which the tests hold it to. ``bench tune`` writes such lines.
@@ -170,8 +170,9 @@ class Target:
         if row is None:
             with_dropout = " with dropout" if dropout else ""
             raise NotImplementedError(
-                f"backend: got 'triton' for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, where "
-                f"no configuration of the {kernel} kernel fits: use backend='torch', or find one with `longformer-triton bench tune`."
+                f"backend: got 'triton' for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, "
+                f"where no configuration of the {kernel} kernel is known to fit: use backend='torch', "
+                "or find one with `longformer-triton bench tune`."
             )
         pipelined_by_pointers = not (descriptors and kernel in _WINDOW_KERNELS)
         if self.architecture == "sm_90" and pipelined_by_pointers and _LACKS_FENCE:

@@ -1,8 +1,9 @@
 """Full attention of a few global rows over any number of channels: what absorbed global projections call.
 
-Their "keys" and "values" are the hidden states themselves, as wide as the model, which fit no tile of a fused kernel; but the rows
-are few, so their scores are small and everything heavy is a matrix product over all heads at once. Those go to the library of
-the device; only elementwise work stands between them. Rows are taken in chunks that bound the scores, and nothing is read back.
+Their "keys" and "values" are the hidden states themselves, as wide as the model, which fit no tile of a fused kernel; but the
+rows are few, so their scores are small and everything heavy is a matrix product over all heads at once. Those go to the
+library of the device; only elementwise work stands between them. Rows are taken in chunks that bound the scores, and nothing is
+read back.
 """
 
 from __future__ import annotations

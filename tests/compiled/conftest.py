@@ -1,4 +1,4 @@
-"""Tests that compile the Triton kernels ahead of time, for GPUs that are not here. They need a process that does not interpret."""
+"""Tests that compile the Triton kernels ahead of time, for GPUs that are not here, in a process that does not interpret."""
 
 import os
 

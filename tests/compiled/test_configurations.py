@@ -1,4 +1,4 @@
-"""Every shipped configuration compiles without spills, uses the matrix units, and keeps to the budget that the table records."""
+"""Every shipped configuration compiles without spills, uses the matrix units, and keeps to its recorded budget."""
 
 import dataclasses
 
@@ -8,7 +8,15 @@ import triton
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Variant, compile_launch
 from longformer_triton.bench.tune import launch_of
-from longformer_triton.kernels.triton_impl.tuning import COLUMNS, POINTERS, SHIPPED, STANDS_IN, Target, configurations, read_rows
+from longformer_triton.kernels.triton_impl.tuning import (
+    COLUMNS,
+    POINTERS,
+    SHIPPED,
+    STANDS_IN,
+    Target,
+    configurations,
+    read_rows,
+)
 
 ROWS = list(configurations().values())
 # The compiler's version decides registers; budgets were recorded with this one.
@@ -22,7 +30,9 @@ def is_fast(row) -> bool:
 
 def as_param(row, architecture):
     marks = [] if is_fast(row) else [pytest.mark.extended]
-    name = "-".join(str(part) for part in (architecture, *row.key[1:4], *(["dropout"] * row.dropout), *(["checks"] * row.checks)))
+    name = "-".join(
+        str(part) for part in (architecture, *row.key[1:4], *(["dropout"] * row.dropout), *(["checks"] * row.checks))
+    )
     return pytest.param(row, architecture, id=name.replace(" ", "_"), marks=marks)
 
 

@@ -13,7 +13,17 @@ from longformer_triton.kernels.triton_impl.tuning import Config
 def test_inspect_prints_the_main_loops():
     result = CliRunner().invoke(app, ["bench", "inspect", "--architecture", "sm_90"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for word in ("window_forward", "window_grad_query", "window_grad_key_value", "HGMMA", "registers", "spills", "exp2", "bound", "%"):
+    for word in (
+        "window_forward",
+        "window_grad_query",
+        "window_grad_key_value",
+        "HGMMA",
+        "registers",
+        "spills",
+        "exp2",
+        "bound",
+        "%",
+    ):
         assert word in result.output
 
 

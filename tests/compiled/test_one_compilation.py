@@ -18,8 +18,11 @@ from longformer_triton.kernels.triton_impl.launch import backward_launches, forw
 from longformer_triton.kernels.triton_impl.problem import Given
 from longformer_triton.kernels.triton_impl.tuning import KERNELS, Config, Target
 
-LENGTHS = [1, 2, 3, 5, 7, 13, 16, 17, 31, 32, 48, 61, 64, 65, 80, 97, 100, 127, 128, 129, 160, 191, 192, 211, 255, 256, 257, 301,
-           320, 333, 384, 401, 500, 512, 513, 600, 640, 719, 768, 800, 896, 997, 1000, 1023, 1024, 1025, 1111, 1200, 1280, 1301]  # fmt: skip
+# One, powers of two and their neighbours, multiples of 16, odd numbers, primes.
+LENGTHS = [
+    1, 2, 3, 5, 7, 13, 16, 17, 31, 32, 48, 61, 64, 65, 80, 97, 100, 127, 128, 129, 160, 191, 192, 211, 255, 256, 257, 301, 320,
+    333, 384, 401, 500, 512, 513, 600, 640, 719, 768, 800, 896, 997, 1000, 1023, 1024, 1025, 1111, 1200, 1280, 1301,
+]  # fmt: skip
 TRIAL = dict.fromkeys(KERNELS, Config(64, 64, 4, 1))
 TARGET = Target("sm_90", False, TRIAL)
 DEVICE = "counted"
@@ -80,4 +83,3 @@ def test_fifty_lengths(descriptors, tokens_first, compilations, monkeypatch):
         expected = 2 if kernel in ("prepare_rows", "reduce_partials") else 1
         assert compilations[kernel] == expected, f"{kernel}: {compilations[kernel]} compilations, expected {expected}"
     assert len(compilations) == 11
-

@@ -92,8 +92,8 @@ def test_many_random_options(case):
 
 
 # What rounding depends on, at a head_dim that models have: what is summed then outweighs the one rounding of the log-sum-exp
-# that every attention which recomputes its probabilities has, and the textbook's has not. (In a window of one key the textbook's
-# probability is exactly 1, which nothing recomputed can match: that case is one of the float64 tests only.)
+# that every attention which recomputes its probabilities has, and the textbook's has not. (In a window of one key the
+# textbook's probability is exactly 1, which nothing recomputed can match: that case is one of the float64 tests only.)
 PRECISION_CASES = {
     name: dataclasses.replace(OPTION_CASES[name], head_dim=64)
     for name in (

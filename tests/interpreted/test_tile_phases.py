@@ -1,4 +1,4 @@
-"""The arithmetic of tiles, as plain integers: every visible pair is met, and tiles that check nothing hold visible pairs only."""
+"""The arithmetic of tiles, as plain integers: every visible pair is met, and unchecked tiles hold visible pairs only."""
 
 from hypothesis import given
 from hypothesis import strategies as st

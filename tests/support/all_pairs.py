@@ -24,7 +24,9 @@ def all_pairs(options: dict[str, list]) -> list[dict]:
         row: dict[int, int] = dict(min(open_pairs))
         for place in generator.sample(range(len(names)), len(names)):
             if place not in row:
-                row[place] = max(range(len(options[names[place]])), key=lambda value, at=place: _new(row, at, value, open_pairs))
+                row[place] = max(
+                    range(len(options[names[place]])), key=lambda value, at=place: _new(row, at, value, open_pairs)
+                )
         open_pairs -= set(itertools.combinations(sorted(row.items()), 2))
         rows.append({name: options[name][row[place]] for place, name in enumerate(names)})
     return rows
