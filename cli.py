@@ -214,6 +214,56 @@ def inspect(
         console.print(as_table(variant, name, kernels))
 
 
+@bench.command()
+def tune(
+    architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURES + " The default is the GPU here.")] = None,
+    head_dim: Annotated[str, typer.Option(help="64, 128, 256; several with commas.")] = "64",
+    dtype: Annotated[str, typer.Option(help="float16 (bfloat16 has the same), float32 or tf32.")] = "float16",
+    kernel: Annotated[str | None, typer.Option(help="One kernel; the default is all.")] = None,
+    save: Annotated[
+        pathlib.Path | None, typer.Option(help="Table to append to; LONGFORMER_TRITON_CONFIGURATIONS=FILE puts it in force.")
+    ] = None,
+) -> None:
+    """Find launch configurations: the fastest on the GPU here, or for another architecture the first that compiles well."""
+    import torch
+
+    from longformer_triton.bench import tune as tuner
+    from longformer_triton.kernels.triton_impl.tuning import KERNELS, target_of
+
+    here = target_of(torch.device("cuda", 0)).architecture if torch.cuda.is_available() else None
+    if architecture is None and here is None:
+        _fail("--architecture: not given, and there is no GPU here to take it from")
+    if kernel is not None and kernel not in KERNELS:
+        _fail(f"--kernel: got {kernel}, expected one of {', '.join(KERNELS)}")
+    precision = _variant(64, dtype, False, False).precision
+    for name in _architectures(architecture or str(here)):
+        rows = tuner.table(
+            name, precision, _numbers("--head-dim", head_dim), typer.echo, [kernel] if kernel else (),
+            device="cuda" if name == here else None,
+        )  # fmt: skip
+        for row in rows:
+            typer.echo(row.as_text())
+            if save is not None:
+                tuner.save([row], save)
+
+
+@bench.command()
+def gpu(
+    out: Folder = pathlib.Path("results/gpu"),
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; what is left over runs in the next call.", min=1)] = None,
+) -> None:
+    """On a GPU: check the kernels, then sweep against every peer; a rerun goes on where the last one stopped."""
+    from rich.console import Console
+
+    from longformer_triton.bench.gpu import run_gpu
+
+    try:
+        well = run_gpu(out, Console(), time_limit)
+    except ValueError as error:
+        _fail(str(error))
+    raise typer.Exit(0 if well else 1)
+
+
 @app.command()
 def doctor(
     thorough: Annotated[bool, typer.Option("--thorough", help="Without a GPU: compile every head_dim, not only 64.")] = False,

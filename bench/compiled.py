@@ -118,22 +118,30 @@ def _float32_products(tf32: bool) -> Iterator[None]:
 
 
 def launches_of(
-    variant: Variant, architecture: str, trial: dict[str, Config] | None = None, seq_len: int = 256
+    variant: Variant,
+    architecture: str,
+    trial: dict[str, Config] | None = None,
+    *,
+    seq_len: int = 256,
+    heads: int = 2,
+    device: str = "cpu",
 ) -> list[Launch]:
-    """Every launch of a forward and a backward pass."""
+    """Every launch of a forward and a backward pass over random tensors; on the CPU they are for compiling only."""
     target = Target.named(architecture, trial)
-    heads, num_globals = 2, 4
+    num_globals = 4
 
     def states(tokens: int) -> torch.Tensor:
-        return torch.zeros(1, heads, tokens, variant.head_dim, dtype=variant.dtype)
+        return torch.randn(1, heads, tokens, variant.head_dim, dtype=variant.dtype, device=device)
 
-    mask = torch.ones(1, seq_len, dtype=torch.bool) if variant.checks else None
-    marks = torch.arange(seq_len)[None] < num_globals if variant.checks else None
-    pattern = AttentionPattern.from_masks(mask, marks, shape=(1, seq_len), window=64, dilation=variant.dilation)
+    mask = torch.ones(1, seq_len, dtype=torch.bool, device=device) if variant.checks else None
+    marks = torch.arange(seq_len, device=device)[None] < num_globals if variant.checks else None
+    pattern = AttentionPattern.from_masks(
+        mask, marks, shape=(1, seq_len), device=device, window=min(256, seq_len // 4), dilation=variant.dilation
+    )
     window = (states(seq_len), states(seq_len), states(seq_len))
     rows = (states(num_globals), states(seq_len), states(seq_len)) if variant.checks else None
-    dropout = Dropout(torch.tensor(1), 26) if variant.dropout else None
-    out, lse = states(seq_len), torch.zeros(1, heads, seq_len)
+    dropout = Dropout(torch.tensor(1, device=device), 26) if variant.dropout else None
+    out, lse = states(seq_len), torch.zeros(1, heads, seq_len, device=device)
     grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
     given = Given(states(seq_len), None, out, lse)
     with _float32_products(variant.tf32):

@@ -23,6 +23,10 @@ _STYLE = {
     "flex": ("#009E73", "^"),
     "transformers": ("#CC79A7", "v"),
     "reference": ("#E69F00", "x"),
+    "sdpa-flash": ("#000000", "<"),
+    "sdpa-cudnn": ("#000000", ">"),
+    "varlen": ("#56B4E9", "h"),
+    "flex-tuned": ("#009E73", "*"),
 }
 _OTHER_STYLE = ("#56B4E9", "P")
 _SETTINGS: dict[Any, Any] = {

@@ -7,7 +7,6 @@ is checked against the float64 reference before any of its times count.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,37 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from longformer_triton.bench.cases import TRAINING, Case, Inputs
-from longformer_triton.kernels import available_backends, longformer_attention, sliding_window_attention
-
-Run = Callable[[], Tensor]
-
-
-class Provider:
-    """One implementation of attention.
-
-    Attributes:
-        name: what results and command lines call it.
-        title: what legends call it.
-        is_windowed: whether it computes the window of a cell; False for full attention, which is there for contrast.
-    """
-
-    name: str
-    title: str
-    is_windowed = True
-
-    def why_not(self, case: Case, device: torch.device) -> str | None:
-        """None when the cell can run here, else the reason."""
-        raise NotImplementedError(f"{type(self).__name__}.why_not: a provider says when it cannot run")
-
-    def prepare(self, inputs: Inputs) -> Run:
-        """Set-up outside the timing; the closure returns (batch, heads, seq_len, head_dim)."""
-        raise NotImplementedError(f"{type(self).__name__}.prepare: a provider returns a closure")
-
-    def peak_bytes(self, case: Case) -> int:
-        """An upper estimate of the extra memory of one call; the default fits implementations that are linear in length."""
-        item = case.torch_dtype.itemsize
-        states = case.batch * case.seq_len * case.heads * case.head_dim * item
-        return states * (16 if case.direction == TRAINING else 6)
+from longformer_triton.bench.peers import gpu_peers
+from longformer_triton.bench.provider import Provider, Run
+from longformer_triton.kernels import longformer_attention, sliding_window_attention
+from longformer_triton.kernels.backends import why_not
 
 
 class Ours(Provider):
@@ -57,8 +29,8 @@ class Ours(Provider):
         self.title = f"longformer-triton ({backend} backend)"
 
     def why_not(self, case: Case, device: torch.device) -> str | None:
-        """Whatever ``available_backends`` says."""
-        return available_backends(device)[self.backend]
+        """Whatever the package itself would say."""
+        return why_not(self.backend, device, case.torch_dtype, case.head_dim)
 
     def prepare(self, inputs: Inputs) -> Run:
         """The public functions, as a model calls them."""
@@ -108,6 +80,7 @@ class Flex(Provider):
     """flex_attention, compiled, with the same window as a block mask."""
 
     name, title = "flex", "flex_attention (compiled)"
+    mode: str | None = None  # torch.compile's
     _compiled: Any = None
 
     def why_not(self, case: Case, device: torch.device) -> str | None:
@@ -135,7 +108,7 @@ class Flex(Provider):
         mask = create_block_mask(in_window, None, None, length, length, device=str(device))
         if self._compiled is None:
             # Dynamic shapes: one compilation serves every length of a sweep, as it would a model with texts of many lengths.
-            self._compiled = torch.compile(flex_attention, dynamic=True)
+            self._compiled = torch.compile(flex_attention, dynamic=True, mode=self.mode)
         compiled: Any = self._compiled
         query, key, value = (inputs.heads_of(name) for name in ("query", "key", "value"))
         return lambda: compiled(query, key, value, block_mask=mask)
@@ -143,6 +116,16 @@ class Flex(Provider):
     def peak_bytes(self, case: Case) -> int:
         """Building the block mask goes through a dense one."""
         return super().peak_bytes(case) + 10 * case.seq_len**2
+
+
+class FlexTuned(Flex):
+    """flex_attention with what its kernels' own search finds."""
+
+    name, title, mode = "flex-tuned", "flex_attention (max-autotune)", "max-autotune-no-cudagraphs"
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        """The search is for GPU kernels."""
+        return "GPUs only" if device.type != "cuda" else super().why_not(case, device)
 
 
 class _Preset(torch.nn.Module):
@@ -223,5 +206,15 @@ def _tensor(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 
 
 PROVIDERS: dict[str, Provider] = {
-    provider.name: provider for provider in (Ours("triton"), Ours("torch"), FullSdpa(), Flex(), Transformers(), Reference())
+    provider.name: provider
+    for provider in (
+        Ours("triton"),
+        Ours("torch"),
+        FullSdpa(),
+        Flex(),
+        Transformers(),
+        Reference(),
+        FlexTuned(),
+        *gpu_peers(),
+    )
 }

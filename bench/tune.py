@@ -1,21 +1,23 @@
-"""Launch configurations, chosen by compiling: the first tile of a list, largest first, that spills nothing and fits.
+"""``bench tune``: rows for the table of launch configurations, ``kernels/triton_impl/configurations.csv``.
 
-Without a GPU this fills ``kernels/triton_impl/configurations.csv``, row by row. With one, ``measured`` times what compiled
-and takes the fastest.
+Without a GPU, by compiling: the first tile of a list, most wanted first, that spills nothing and fits. With one, by measuring:
+of all tiles that compile so, the fastest.
 """
 
 from __future__ import annotations
 
 import itertools
+import pathlib
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+import triton
 from triton.compiler.errors import CompilationError
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of
 from longformer_triton.kernels.triton_impl.problem import Launch
-from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, KERNELS, POINTERS, Config, Row, Target
+from longformer_triton.kernels.triton_impl.tuning import COLUMNS, KERNEL_OF, KERNELS, POINTERS, Config, Row, Target
 
 # (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
 # second program on a multiprocessor, whose exponentials then overlap with the first one's products.
@@ -96,14 +98,47 @@ def first_that_fits(
             if ARCHITECTURES[architecture].is_nvidia:
                 reason += f", {compiled.blocks} at once on a multiprocessor"
             by_pointers = variant.dilation > 1 and Target.named(architecture).descriptors
-            row = Row(
+            return Row(
                 architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout,
                 variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
             )  # fmt: skip
-            say(row.as_text())
-            return row
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None
+
+
+def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: Callable[[str], None]) -> Row | None:
+    """The table's row for one kernel and problem by the median time of one launch over 16k tokens and 12 heads."""
+    timed: list[tuple[float, Config, Compiled]] = []
+    for config in candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout):
+        compiled = compiles(kernel, variant, architecture, config)
+        if compiled is None:
+            continue
+        trial = {name: Config(32, 64) for name in KERNELS} | {kernel: config}
+        launches = launches_of(variant, architecture, trial, seq_len=16_384, heads=12, device=device)
+        for launch in launches:  # what the kernel reads was written by the kernels before it
+            launch.run()
+        launch = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+        milliseconds = triton.testing.do_bench(launch.run, return_mode="median")
+        say(f"{kernel} {config}: {milliseconds * 1e3:.1f} us, {compiled.registers} registers")
+        timed.append((milliseconds, config, compiled))
+    if not timed:
+        return None
+    best, config, compiled = min(timed, key=lambda entry: entry[0])
+    reason = f"fastest of {len(timed)} on {torch.cuda.get_device_name(device)}, {best * 1e3:.1f} us"
+    return Row(
+        architecture, variant.precision, kernel, variant.head_dim, variant.dropout, variant.checks, config, compiled.registers,
+        compiled.shared_bytes, reason,
+    )  # fmt: skip
+
+
+def save(rows: Iterable[Row], path: pathlib.Path) -> None:
+    """Append rows to a table that ``LONGFORMER_TRITON_CONFIGURATIONS`` may name; each is on disk before the next is sought."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(",".join(COLUMNS) + "\n")
+    for row in rows:
+        with path.open("a") as file:
+            file.write(row.as_text() + "\n")
 
 
 def table(
@@ -115,8 +150,12 @@ def table(
     *,
     every_problem: bool = True,
     dilation: int = 1,
+    device: str | None = None,
 ) -> Iterator[Row]:
-    """Every row of an architecture and precision. Harder problems begin where easier ones ended."""
+    """Every row of an architecture and precision, by measuring on ``device`` or, without one, by compiling.
+
+    Harder problems begin where easier ones ended, which saves most compilations.
+    """
     dtype = torch.float16 if precision == "half" else torch.float32
     for kernel in kernels or CANDIDATES:
         found: dict[tuple[int, bool, bool], Config] = {}
@@ -128,7 +167,10 @@ def table(
                 options = candidates(kernel, architecture, precision, head_dim, dropout)
                 start = max((config for config in easier if config in options), key=options.index, default=None)
             variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
-            row = first_that_fits(kernel, architecture, variant, start, say)
+            if device is None:
+                row = first_that_fits(kernel, architecture, variant, start, say)
+            else:
+                row = fastest(kernel, architecture, variant, device, say)
             if row is not None:
                 found[head_dim, dropout, checks] = row.config
                 yield row

@@ -1,0 +1,121 @@
+"""``bench gpu``: everything that a GPU is wanted for, in the order of its worth, in slices that a later call goes on from.
+
+First whether the kernels are right: ``doctor``, the tests marked ``gpu`` where this is a checkout, NVIDIA's compute-sanitizer where
+it is installed. Then the sweeps against every peer. None of the first part needs transformers or test assets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from rich.console import Console
+
+from longformer_triton.bench import doctor
+from longformer_triton.bench.sweep import Plan, run_sweep
+
+_STATE = "steps.json"
+# A sweep's cells hold at least this many tokens, batch included, so that short texts fill the machine too.
+_TOKENS = 65_536
+_LENGTHS = tuple(2**power for power in range(10, 21))
+_PEERS = ("ours-triton", "sdpa", "sdpa-flash", "sdpa-cudnn", "varlen", "flex", "flex-tuned", "transformers")
+# What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
+_TINY = """
+import dataclasses, torch
+from longformer_triton.bench import doctor
+for check in doctor.CHECKS:
+    tiny = dataclasses.replace(check, seq_len=70, window=(20, 9), num_globals=min(check.num_globals, 5))
+    print(doctor.run_check(tiny, torch.float16, 32, torch.device("cuda")))
+"""
+
+# Returns whether all is well; None when the time was not enough.
+Step = Callable[[pathlib.Path, Console, float | None], bool | None]
+
+
+def _doctor(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
+    with (folder / "doctor.txt").open("w") as file:
+        well = doctor.examine(Console(file=file, width=160), thorough=True)
+    console.print((folder / "doctor.txt").read_text())
+    return well
+
+
+def _command(name: str, command: list[str]) -> Step:
+    """A step that runs a command and keeps what it prints."""
+
+    def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
+        log = folder / f"{name}.txt"
+        with log.open("w") as file:
+            try:
+                result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=left, check=False)
+            except subprocess.TimeoutExpired:
+                return None
+        console.print(f"{name}: exit status {result.returncode}, {log}")
+        return result.returncode == 0
+
+    return step
+
+
+def _sweep(plan: Plan) -> Step:
+    def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
+        finished = run_sweep(dataclasses.replace(plan, time_limit=left), folder / f"globals-{plan.num_globals}", console)
+        return True if finished else None
+
+    return step
+
+
+def steps() -> Iterator[tuple[str, Step]]:
+    """Every step by name, in the order they run."""
+    yield "doctor", _doctor
+    tests = pathlib.Path(__file__).resolve().parent.parent / "tests" / "gpu"
+    if tests.is_dir():
+        yield "tests", _command("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)])
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is not None:
+        for tool in ("memcheck", "racecheck"):
+            command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", _TINY]
+            yield tool, _command(tool, command)
+    for num_globals in (0, 1, 64):
+        for length in _LENGTHS:
+            plan = Plan(
+                lengths=(length,), windows=(128, 512, 2048), providers=_PEERS, batch=max(1, _TOKENS // length), dtype="bfloat16",
+                num_globals=num_globals, device="cuda", cell_seconds=0.5, max_call_seconds=5.0,
+            )  # fmt: skip
+            yield f"sweep, {num_globals} globals, {length} tokens", _sweep(plan)
+
+
+def run_gpu(folder: pathlib.Path, console: Console, time_limit: float | None) -> bool:
+    """Run the steps that ``folder`` does not hold yet; whether all that ran went well.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("device: there is no GPU here; `longformer-triton doctor` says what can be checked without one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / _STATE
+    done: dict[str, bool] = json.loads(state.read_text()) if state.exists() else {}
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    for name, step in steps():
+        if name in done:
+            continue
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            console.print(f"time is up before: {name}; run the same command again to go on")
+            break
+        outcome = step(folder, console, left)
+        if outcome is None:
+            console.print(f"time is up within: {name}; run the same command again to go on")
+            break
+        done[name] = outcome
+        state.write_text(json.dumps(done, indent=1))
+    wrong = [name for name, well in done.items() if not well]
+    if wrong:
+        console.print(f"[red]not well: {', '.join(wrong)}")
+    return not wrong
