@@ -240,11 +240,12 @@ def _usage(handle: Any, architecture: str) -> tuple[int, int, bool]:
     about = ARCHITECTURES[architecture]
     if not about.is_nvidia:
         assembly = handle.asm["amdgcn"]
-        count, vector, scalar = (
+        # Scalar registers "spill" into lanes of vector registers; only the private segment is memory.
+        registers, private = (
             int(re.search(rf"\.{name}:?\s+(\d+)", assembly)[1])  # type: ignore[index]
-            for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+            for name in ("vgpr_count", "private_segment_fixed_size")
         )
-        return count, 4 * (vector + scalar), False
+        return registers, private, False
     capability = about.target.arch
     assert isinstance(capability, int)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:

@@ -62,6 +62,7 @@ class Outcome:
     head_dim: int
     error: float  # the largest, in units of the largest value
     repeats: bool  # whether two runs were equal to the bit
+    refusal: str = ""  # why the kernels do not take such tensors, if they do not
 
     @property
     def is_well(self) -> bool:
@@ -129,7 +130,10 @@ def run_checks(device: torch.device, dtypes: tuple[torch.dtype, ...], head_dims:
         for head_dim in head_dims:
             if why_not("triton", device, dtype, head_dim) is None:
                 for check in CHECKS:
-                    yield run_check(check, dtype, head_dim, device)
+                    try:
+                        yield run_check(check, dtype, head_dim, device)
+                    except NotImplementedError as refusal:
+                        yield Outcome(check, dtype, head_dim, 0.0, True, str(refusal))
 
 
 def report(console: Console) -> None:
@@ -169,6 +173,9 @@ def _examine_gpu(console: Console) -> bool:
     for number in range(torch.cuda.device_count()):
         for outcome in run_checks(torch.device("cuda", number), tuple(TOLERANCE), HEAD_DIMS):
             well = well and outcome.is_well
+            if outcome.refusal:
+                console.print(f"[yellow]refused[/yellow] {outcome.refusal}")
+                continue
             state = "[green]ok[/green]" if outcome.is_well else "[red]WRONG[/red]"
             same = "repeats" if outcome.repeats else "does not repeat"
             dtype = str(outcome.dtype).removeprefix("torch.")

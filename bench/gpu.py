@@ -1,7 +1,7 @@
 """``bench gpu``: everything that a GPU is wanted for, in the order of its worth, in slices that a later call goes on from.
 
-First whether the kernels are right: ``doctor``, the tests marked ``gpu`` where this is a checkout, NVIDIA's compute-sanitizer where
-it is installed. Then the sweeps against every peer. None of the first part needs transformers or test assets.
+First whether the kernels are right: ``doctor``, the tests marked ``gpu`` where this is a checkout, NVIDIA's compute-sanitizer
+where it is installed. Then the sweeps against every peer. None of the first part needs transformers or test assets.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def steps() -> Iterator[tuple[str, Step]]:
     for num_globals in (0, 1, 64):
         for length in _LENGTHS:
             plan = Plan(
-                lengths=(length,), windows=(128, 512, 2048), providers=_PEERS, batch=max(1, _TOKENS // length), dtype="bfloat16",
-                num_globals=num_globals, device="cuda", cell_seconds=0.5, max_call_seconds=5.0,
+                lengths=(length,), windows=(128, 512, 2048), providers=_PEERS, batch=max(1, _TOKENS // length),
+                dtype="bfloat16", num_globals=num_globals, device="cuda", cell_seconds=0.5, max_call_seconds=5.0,
             )  # fmt: skip
             yield f"sweep, {num_globals} globals, {length} tokens", _sweep(plan)
 

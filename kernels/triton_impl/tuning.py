@@ -20,8 +20,9 @@ INTERPRETER = "interpreter"
 # Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
 TUNED_VARIABLE = "LONGFORMER_TRITON_CONFIGURATIONS"
 SHIPPED = pathlib.Path(__file__).with_name("configurations.csv")
-# Architectures whose copy engine (TMA) moves tiles that a descriptor names.
-_COPY_ENGINE = ("sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
+# Architectures whose copy engine (TMA) moves tiles that a descriptor names. That of sm_120 is left alone: its products take their
+# operands from registers, as on sm_86, and dk and dv with dropout then spill (bench/LOG.md, "consumer cards").
+_COPY_ENGINE = ("sm_90", "sm_100", "sm_103")
 # In the table's column "architecture": tiles loaded by pointers on an architecture with a copy engine, as dilated windows need.
 POINTERS = " pointers"
 # Whose lines serve an architecture that has none of its own: the same instructions or a subset, and no more shared memory.
@@ -29,9 +30,8 @@ STANDS_IN = {
     "sm_80": "sm_86",
     "sm_87": "sm_86",
     "sm_89": "sm_86",
-    "sm_120 pointers": "sm_86",
-    "sm_121 pointers": "sm_86",
-    "sm_121": "sm_120",
+    "sm_120": "sm_86",
+    "sm_121": "sm_86",
     "sm_103": "sm_100",
     "sm_103 pointers": "sm_100 pointers",
     "gfx950": "gfx942",
