@@ -27,15 +27,14 @@ _QUERY_TILES = (
     1),
 )  # fmt: skip
 _KEY_TILES = (
-    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2), (32, 64,
-    8, 1),
-    (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4,
-    1),
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2),
+    (32, 64, 8, 1), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 128, 16, 1),
+    (16, 64, 16, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
 _NARROW_TILES = (
-    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8,
-    1),
+    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (16, 64, 8, 1), (16, 64, 16, 1), (32, 32, 4, 1),
+    (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
 )  # fmt: skip
 CANDIDATES = {
     "forward": _QUERY_TILES,
@@ -97,7 +96,11 @@ def first_that_fits(
             reason = ("as wanted" if first else "largest without spills") + f", {compiled.registers} registers"
             if ARCHITECTURES[architecture].is_nvidia:
                 reason += f", {compiled.blocks} at once on a multiprocessor"
-            by_pointers = variant.dilation > 1 and Target.named(architecture).descriptors
+            by_pointers = (
+                Target.named(architecture).descriptors
+                and kernel in WINDOW_KERNELS
+                and (variant.dilation > 1 or variant.precision == "ieee")
+            )
             return Row(
                 architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout,
                 variant.checks, config, compiled.registers, compiled.shared_bytes, reason,

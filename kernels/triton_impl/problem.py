@@ -162,9 +162,13 @@ class Problem:
             first += count
 
     def use_descriptors(self, sources: Sequence[Tensor]) -> bool:
-        """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it."""
+        """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
+
+        Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
+        """
         return (
             self.target.descriptors
+            and (self.query.dtype != torch.float32 or self.arguments["PRECISION"] == "tf32")
             and set(self.pattern.dilations) == {1}
             and all(_fits_descriptor(states) for states in sources)
             and self.batch * self.heads * (self.seq_len + 4) < 2**31
