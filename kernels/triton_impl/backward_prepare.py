@@ -24,8 +24,7 @@ def prepare_rows(
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,
     grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
     heads, seq_len, row_stride,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_OUT: tl.constexpr,
-    HAS_GRAD_LSE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
     HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """delta and normaliser, (batch, heads, row_stride), of BLOCK_M rows of one head.
@@ -50,16 +49,15 @@ def prepare_rows(
     lse = tl.load(lse_ptr + (batch_64 * heads + head_64) * seq_len + token, mask=real, other=float("-inf"))
     real = real & (lse > float("-inf"))
 
-    delta = tl.zeros([BLOCK_M], ACC)
-    if HAS_GRAD_OUT:
-        out = load_rows(
-            out_ptr + batch_64 * out_stride_b + head_64 * out_stride_h, token, out_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
-        )  # [BLOCK_M, BLOCK_D]
-        grad_out = load_rows(
-            grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, real,
-            grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
-        )  # fmt: skip
-        delta += tl.sum(out.to(ACC) * grad_out.to(ACC), 1)
+    # [BLOCK_M, BLOCK_D] each
+    out = load_rows(
+        out_ptr + batch_64 * out_stride_b + head_64 * out_stride_h, token, out_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
+    )
+    grad_out = load_rows(
+        grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, real,
+        grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
+    )  # fmt: skip
+    delta = tl.sum(out.to(ACC) * grad_out.to(ACC), 1)
     if HAS_GRAD_LSE:
         grad_lse_ptr += batch_64 * grad_lse_stride_b + head_64 * grad_lse_stride_h
         delta -= tl.load(grad_lse_ptr + token.to(tl.int64) * grad_lse_stride_n, mask=real, other=0.0)

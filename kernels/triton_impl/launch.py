@@ -33,9 +33,11 @@ from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_
 __all__ = ["attention_backward", "attention_forward", "backward_launches", "forward_launches", "rows_backward", "rows_forward"]
 
 
-def _run(launches: Iterator[Launch]) -> None:
-    for launch in launches:
-        launch.run()
+def _run(launches: Iterator[Launch], place: Tensor) -> None:
+    """Run launches in order on the device that holds ``place``, current or not."""
+    with torch.cuda.device_of(place):
+        for launch in launches:
+            launch.run()
 
 
 def attention_forward(
@@ -46,7 +48,7 @@ def attention_forward(
     out = torch.empty_like(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
     if query.numel():
-        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target_of(query.device)))
+        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target_of(query.device)), query)
     return out, lse
 
 
@@ -107,7 +109,7 @@ def attention_backward(
     if window[0].numel() == 0:
         return
     given = Given(grad_out, grad_lse, out, lse)
-    _run(backward_launches(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)))
+    _run(backward_launches(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
 
 
 def backward_launches(

@@ -82,6 +82,12 @@ class Problem:
         self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target
     ) -> None:
         query, key, value = states
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+                raise ValueError(
+                    f"{name}: got strides {tensor.stride()}, expected neighbouring channels (a last stride of 1), which "
+                    f"the Triton kernels load as a whole: pass {name}.contiguous(), or backend='torch'."
+                )
         self.query, self.pattern, self.dropout, self.target = query, pattern, dropout, target
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
@@ -219,10 +225,11 @@ class Given:
         # Rows begin at multiples of 16 bytes, as the copy engine wants them.
         row_stride = num_rows if kind == "rows" else triton.cdiv(num_rows, 4) * 4
         shape = (problem.batch, problem.heads, row_stride)
-        zeros = self.out if self.grad_out is None else self.grad_out
+        # Where only lse has a gradient, that of out is a zero seen through strides of zero.
+        grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
         available.update(
             {
-                **tensor_arguments("grad_out", zeros),
+                **tensor_arguments("grad_out", grad_out),
                 **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
                 **tensor_arguments("out", self.out),
                 "lse_ptr": self.lse,
@@ -233,7 +240,6 @@ class Given:
         )
         config = problem.config("prepare")
         own = {
-            "HAS_GRAD_OUT": self.grad_out is not None,
             "HAS_GRAD_LSE": self.grad_lse is not None,
             "HAS_GLOBAL_ROWS": kind == "window with rows" and problem.pattern.global_mask is not None,
             "GATHER": kind == "rows",

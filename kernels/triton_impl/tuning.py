@@ -20,8 +20,8 @@ INTERPRETER = "interpreter"
 # Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
 TUNED_VARIABLE = "LONGFORMER_TRITON_CONFIGURATIONS"
 SHIPPED = pathlib.Path(__file__).with_name("configurations.csv")
-# Architectures whose copy engine (TMA) moves tiles that a descriptor names. That of sm_120 is left alone: its products take their
-# operands from registers, as on sm_86, and dk and dv with dropout then spill (bench/LOG.md, "consumer cards").
+# Architectures whose copy engine (TMA) moves tiles that a descriptor names. That of sm_120 is left alone: its products take
+# their operands from registers, as on sm_86, and dk and dv with dropout then spill (bench/LOG.md, "consumer cards").
 _COPY_ENGINE = ("sm_90", "sm_100", "sm_103")
 # In the table's column "architecture": tiles loaded by pointers on an architecture with a copy engine, as dilated windows need.
 POINTERS = " pointers"

@@ -189,6 +189,26 @@ def test_incoming_gradients_may_have_any_strides():
             torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("through", ["out", "lse"])
+def test_gradients_through_one_output_alone(through):
+    """The other output's gradient is then None in the operator's backward, which means zeros."""
+    case = Case(seq_len=40, globals_="some", global_rows=True)
+    results = []
+    for backend in ("triton", "reference"):
+        inputs = case.inputs()
+        out = case.run(inputs, backend)[0 if through == "out" else 1]
+        grads = torch.autograd.grad(out.sin().sum(), inputs, allow_unused=True)
+        results.append([torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_channels_that_are_no_neighbours_are_refused():
+    states = torch.zeros(1, 1, 16, 20).transpose(2, 3)
+    with pytest.raises(ValueError, match=r"query: got strides .*\.contiguous\(\)"):
+        sliding_window_attention(states, states, states, window=2, backend="triton")
+
+
 def test_offsets_beyond_31_bits():
     """Two samples that lie more than 2**31 elements apart; memory in between is never touched, so it costs nothing."""
     far = 2**31 + 64
