@@ -62,12 +62,11 @@ class Varlen(Provider):
 
         case, side = inputs.case, inputs.case.side
         ends = torch.arange(0, (case.batch + 1) * case.seq_len, case.seq_len, dtype=torch.int32, device=inputs.grad_out.device)
-        packed = [
-            inputs.packed[name].view(case.batch * case.seq_len, case.heads, case.head_dim) for name in ("query", "key", "value")
-        ]
+        shape = (case.batch * case.seq_len, case.heads, case.head_dim)
+        query, key, value = (inputs.packed[name].view(shape) for name in ("query", "key", "value"))
 
         def run() -> Tensor:
-            out = varlen_attn(*packed, ends, ends, case.seq_len, case.seq_len, window_size=(side, side))
+            out = varlen_attn(query, key, value, ends, ends, case.seq_len, case.seq_len, window_size=(side, side))
             assert isinstance(out, Tensor)
             return out.view(case.batch, case.seq_len, case.heads, case.head_dim).transpose(1, 2)
 
