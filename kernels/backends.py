@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 BACKENDS = ("triton", "torch", "reference")
+# What a call that leaves the choice gets on a GPU: the kernels, or the PyTorch backend where their table of configurations has
+# no line for the problem. The operators decide, since a traced function cannot read the table.
+AUTOMATIC = "triton, else torch"
 LARGEST_HEAD_DIM = 256
 # Constants, so that torch.compile sees them as such.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -44,7 +47,7 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype | None = None
 
 
 def choose(requested: Any, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
-    """The backend that runs: the one asked for, or the first that can; asking for one that cannot raises.
+    """The backend that runs: the one asked for, or the first that can (AUTOMATIC for the kernels); one that cannot raises.
 
     Left to choose, the kernels are for GPUs: interpreted ones run only when asked for.
 
@@ -54,7 +57,8 @@ def choose(requested: Any, device: torch.device, dtype: torch.dtype, head_dim: i
     """
     if requested is None:
         usable = (name for name in BACKENDS if name != "triton" or device.type != "cpu")
-        return next(name for name in usable if why_not(name, device, dtype, head_dim) is None)
+        first = next(name for name in usable if why_not(name, device, dtype, head_dim) is None)
+        return AUTOMATIC if first == "triton" else first
     if requested not in BACKENDS:
         raise ValueError(f"backend: got {requested!r}, expected None or one of {', '.join(map(repr, BACKENDS))}.")
     reason = why_not(requested, device, dtype, head_dim)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.backends import AUTOMATIC
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
@@ -37,8 +38,11 @@ _ROWS = "Tensor query, Tensor key, Tensor value"
 _NUM_INPUTS, _NUM_ROWS = 6, 3
 
 
-def backend_module(name: str) -> Any:
-    """The module of a backend: forward and backward of both operators, as plain functions."""
+def backend_module(name: str, query: Tensor, dropout: bool) -> Any:
+    """The module of a backend for such queries: forward and backward of both operators, as plain functions."""
+    if name == AUTOMATIC:
+        tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
+        name = "triton" if tuning.serves(query, dropout) else "torch"
     return importlib.import_module(_BACKEND_MODULES[name])
 
 
@@ -55,12 +59,12 @@ def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
     )
 
 
-def _unpack(seq_len: int, arguments: tuple[Any, ...]) -> tuple[Any, AttentionPattern, float, Dropout | None]:
+def _unpack(query: Tensor, seq_len: int, arguments: tuple[Any, ...]) -> tuple[Any, AttentionPattern, float, Dropout | None]:
     """(backend module, pattern, scale, dropout) from the trailing arguments of an operator."""
     key_mask, global_mask, index, count, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
     steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
     pattern = AttentionPattern((left, right), steps, is_causal, index.shape[0], seq_len, key_mask, global_mask, index, count)
-    return backend_module(backend), pattern, scale, None if seed is None else Dropout(seed, threshold)
+    return backend_module(backend, query, seed is not None), pattern, scale, None if seed is None else Dropout(seed, threshold)
 
 
 def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -83,7 +87,7 @@ def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[T
 def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys, and of global rows where their projections are given."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[0], inputs[0].shape[2], rest)
     return module.attention_forward(inputs[:_NUM_ROWS], _rows_of(inputs), pattern, scale, dropout)
 
 
@@ -106,7 +110,7 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of the six inputs of ``attention``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[0].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[0], inputs[0].shape[2], rest)
     grads = _like_inputs(inputs, needs)
     window, rows = inputs[:_NUM_ROWS], _rows_of(inputs)
     module.attention_backward(grad_out, grad_lse, out, lse, window, rows, pattern, scale, dropout, needs, grads)
@@ -129,7 +133,7 @@ def global_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     returns context (batch, heads, G, channels), lse and kept (batch, heads, G), the sum of the probabilities after dropout.
     """
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
-    module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[0], inputs[1].shape[2], rest)
     return module.rows_forward(inputs, pattern, scale, dropout)
 
 
@@ -160,7 +164,7 @@ def global_rows_backward(
 ) -> list[Tensor]:
     """Gradients of the three inputs of ``global_rows``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
-    module, pattern, scale, dropout = _unpack(inputs[1].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[0], inputs[1].shape[2], rest)
     grads = _like_inputs(inputs, needs)
     module.rows_backward(
         (grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads

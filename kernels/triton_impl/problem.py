@@ -18,7 +18,7 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows, text_spans
-from longformer_triton.kernels.triton_impl.tuning import Config, Target
+from longformer_triton.kernels.triton_impl.tuning import Config, Target, precision_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
@@ -126,7 +126,7 @@ class Problem:
             "IS_CAUSAL": pattern.is_causal,
             "FLIP_QUERY": scale <= 0,
             "DROPOUT": dropout is not None,
-            "PRECISION": _precision(query.dtype),
+            "PRECISION": "tf32" if precision_of(query.dtype) == "tf32" else "ieee",
             "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
         }
         self.scale, self.magnitude = scale, magnitude
@@ -147,7 +147,7 @@ class Problem:
     def config(self, kernel: str, sources: Sequence[Tensor] = ()) -> Config:
         """The configuration of one of the kernels, which loads tiles of ``sources``."""
         dtype = self.query.dtype
-        precision = "half" if dtype.itemsize == 2 else self.arguments["PRECISION"]
+        precision = precision_of(dtype)
         checks = self.pattern.key_mask is not None or self.num_globals > 0
         return self.target.config(
             kernel,
@@ -204,11 +204,6 @@ class Problem:
     def partials(self, heads: int, splits: int, *channels: int) -> Tensor:
         """Uninitialised partial sums of the global tokens, one a split."""
         return self.query.new_empty((self.batch, heads, splits, self.num_globals, *channels), dtype=self.accumulate)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """float32 products are exact unless PyTorch was told that TF32 will do (``torch.set_float32_matmul_precision``)."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 @dataclasses.dataclass(frozen=True)

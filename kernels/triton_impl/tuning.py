@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
 import torch
 import triton
+from torch import Tensor
 
 INTERPRETER = "interpreter"
 # Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
@@ -178,6 +180,32 @@ class Target:
         if self.architecture == "sm_90" and pipelined_by_pointers and _LACKS_FENCE:
             return dataclasses.replace(row.config, num_stages=1)
         return row.config
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """half, tf32 or ieee: the kind of matrix products.
+
+    float32 products are exact unless PyTorch was told that TF32 will do (``torch.set_float32_matmul_precision``).
+    """
+    if dtype.itemsize == 2:
+        return "half"
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+def serves(query: Tensor, dropout: bool) -> bool:
+    """Whether the table has a line for every kernel that attention of ``query`` (batch, heads, seq_len, head_dim) may need.
+
+    Wider queries are those of absorbed projections, whose products need no table.
+    """
+    head_dim, target, precision = query.shape[-1], target_of(query.device), precision_of(query.dtype)
+    if head_dim > HEAD_DIMS[-1]:
+        return True
+    try:
+        for kernel, descriptors in itertools.product(KERNELS, {False, target.descriptors and precision != "ieee"}):
+            target.config(kernel, head_dim, precision, dropout=dropout, checks=True, descriptors=descriptors)
+    except NotImplementedError:
+        return False
+    return True
 
 
 @functools.lru_cache

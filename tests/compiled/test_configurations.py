@@ -8,6 +8,8 @@ import triton
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Variant, compile_launch
 from longformer_triton.bench.tune import launch_of
+from longformer_triton.kernels import backends, ops
+from longformer_triton.kernels.triton_impl import tuning
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
     POINTERS,
@@ -123,6 +125,38 @@ def test_what_has_no_row_is_refused_by_name():
     target = Target.named("sm_90")
     with pytest.raises(NotImplementedError, match=r"head_dim 256, ieee products with dropout, on sm_90.*backend='torch'"):
         target.config("backward_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "head_dim", "dropout", "expected"),
+    [
+        ("sm_80", torch.bfloat16, 64, True, "triton_impl.launch"),
+        ("sm_90", torch.float16, 128, True, "triton_impl.launch"),
+        ("sm_90", torch.float32, 64, True, "triton_impl.launch"),
+        ("sm_90", torch.float16, 256, True, "blockwise"),
+        ("sm_120", torch.float32, 64, False, "triton_impl.launch"),
+        ("sm_120", torch.float32, 64, True, "blockwise"),
+        ("gfx942", torch.float16, 80, False, "triton_impl.launch"),
+        ("sm_100", torch.float32, 768, True, "triton_impl.launch"),
+    ],
+)
+def test_a_call_that_leaves_the_choice_gets_what_has_configurations(
+    architecture, dtype, head_dim, dropout, expected, monkeypatch
+):
+    """Asked for by name, the kernels would refuse; wide queries are absorbed projections, which need no configuration."""
+    monkeypatch.setattr(tuning, "target_of", lambda device: Target.named(architecture))
+    query = torch.zeros(1, 1, 8, head_dim, dtype=dtype)
+    assert ops.backend_module(backends.AUTOMATIC, query, dropout).__name__.endswith(expected)
+
+
+def test_on_a_gpu_the_choice_is_left_to_the_table(monkeypatch):
+    """Without a GPU, the probe is asked about one of its own."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    cuda = torch.device("cuda")
+    assert backends.choose(None, cuda, torch.float16, 64) == backends.AUTOMATIC
+    assert backends.choose("triton", cuda, torch.float16, 64) == "triton"
+    assert backends.choose(None, cuda, torch.float64, 64) == "torch"
+    assert backends.choose(None, cuda, torch.float16, 512) == "torch"
 
 
 def test_stand_ins_are_in_the_table():
