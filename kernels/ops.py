@@ -38,11 +38,11 @@ _ROWS = "Tensor query, Tensor key, Tensor value"
 _NUM_INPUTS, _NUM_ROWS = 6, 3
 
 
-def backend_module(name: str, query: Tensor, dropout: bool) -> Any:
+def backend_module(name: str, query: Tensor, *, dropout: bool, dilated: bool) -> Any:
     """The module of a backend for such queries: forward and backward of both operators, as plain functions."""
     if name == AUTOMATIC:
         tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
-        name = "triton" if tuning.serves(query, dropout) else "torch"
+        name = "triton" if tuning.serves(query, dropout=dropout, dilated=dilated) else "torch"
     return importlib.import_module(_BACKEND_MODULES[name])
 
 
@@ -64,7 +64,8 @@ def _unpack(query: Tensor, seq_len: int, arguments: tuple[Any, ...]) -> tuple[An
     key_mask, global_mask, index, count, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
     steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
     pattern = AttentionPattern((left, right), steps, is_causal, index.shape[0], seq_len, key_mask, global_mask, index, count)
-    return backend_module(backend, query, seed is not None), pattern, scale, None if seed is None else Dropout(seed, threshold)
+    module = backend_module(backend, query, dropout=seed is not None, dilated=set(pattern.dilations) != {1})
+    return module, pattern, scale, None if seed is None else Dropout(seed, threshold)
 
 
 def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

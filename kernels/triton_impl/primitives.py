@@ -9,8 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What a raw score becomes where a key is not visible. Finite, because -inf - -inf is NaN in rows that see nothing yet.
-FLOOR = tl.constexpr(-1e30)
+# What a raw score becomes where a key is not visible. Finite, because -inf - -inf is NaN in rows that see nothing yet. A power
+# of two, because for such rows score * scale - max * scale must be 0: the compiler fuses the first product, so the second must
+# not round.
+FLOOR = tl.constexpr(-(2.0**100))
 # The normaliser of a row that takes no part: exp2(score - NOWHERE) is 0. See backward_prepare.py.
 NOWHERE = tl.constexpr(1e30)
 # What either is told apart by: halfway, since another type may round them.

@@ -222,6 +222,9 @@ class Given:
         shape = (problem.batch, problem.heads, row_stride)
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
+        if problem.target.descriptors and not _fits_descriptor(grad_out):
+            # The gradient of a sum is such a one. A copy keeps the backward pass on the copy engine, like the forward pass.
+            grad_out = grad_out.contiguous()
         available.update(
             {
                 **tensor_arguments("grad_out", grad_out),

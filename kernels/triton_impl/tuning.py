@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -185,15 +184,16 @@ class Target:
 def precision_of(dtype: torch.dtype) -> str:
     """half, tf32 or ieee: the kind of matrix products.
 
-    float32 products are exact unless PyTorch was told that TF32 will do (``torch.set_float32_matmul_precision``).
+    float32 products are exact unless PyTorch was told that TF32 will do, by ``torch.set_float32_matmul_precision`` or by
+    ``torch.backends.cuda.matmul.fp32_precision``, which reads what either of them set.
     """
     if dtype.itemsize == 2:
         return "half"
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def serves(query: Tensor, dropout: bool) -> bool:
-    """Whether the table has a line for every kernel that attention of ``query`` (batch, heads, seq_len, head_dim) may need.
+def serves(query: Tensor, *, dropout: bool, dilated: bool) -> bool:
+    """Whether the table has a line for every kernel that attention of ``query`` (batch, heads, seq_len, head_dim) needs.
 
     Wider queries are those of absorbed projections, whose products need no table.
     """
@@ -201,7 +201,8 @@ def serves(query: Tensor, dropout: bool) -> bool:
     if head_dim > HEAD_DIMS[-1]:
         return True
     try:
-        for kernel, descriptors in itertools.product(KERNELS, {False, target.descriptors and precision != "ieee"}):
+        for kernel in KERNELS:
+            descriptors = target.descriptors and precision != "ieee" and not dilated
             target.config(kernel, head_dim, precision, dropout=dropout, checks=True, descriptors=descriptors)
     except NotImplementedError:
         return False

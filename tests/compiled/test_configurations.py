@@ -146,7 +146,7 @@ def test_a_call_that_leaves_the_choice_gets_what_has_configurations(
     """Asked for by name, the kernels would refuse; wide queries are absorbed projections, which need no configuration."""
     monkeypatch.setattr(tuning, "target_of", lambda device: Target.named(architecture))
     query = torch.zeros(1, 1, 8, head_dim, dtype=dtype)
-    assert ops.backend_module(backends.AUTOMATIC, query, dropout).__name__.endswith(expected)
+    assert ops.backend_module(backends.AUTOMATIC, query, dropout=dropout, dilated=False).__name__.endswith(expected)
 
 
 def test_on_a_gpu_the_choice_is_left_to_the_table(monkeypatch):

@@ -1,9 +1,11 @@
 """The arithmetic of tiles, as plain integers: every visible pair is met, and unchecked tiles hold visible pairs only."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longformer_triton.kernels.triton_impl.primitives import tile_phases_of
+from longformer_triton.kernels.triton_impl.primitives import FLOOR, tile_phases_of
 
 BLOCKS = st.sampled_from([1, 4, 16, 32])
 
@@ -36,3 +38,13 @@ def test_phases(tile, block, other, before, after, first, length, has_holes, ali
     if end and align == 1:
         assert any(visible(i, j) for i in own for j in range(begin, begin + other))
         assert any(visible(i, j) for i in own for j in range(begin + (end - 1) * other, begin + end * other))
+
+
+def test_the_floor_is_a_power_of_two():
+    """A row that sees nothing yet has score = max = FLOOR, and a GPU computes fma(score, scale, -round(max * scale)).
+
+    With -1e30 that is the rounding of the product, 8e20 at head_dim 64: exp2 of it is infinite, and the row becomes NaN. The
+    interpreter fuses nothing and cannot show it.
+    """
+    assert FLOOR.value < 0
+    assert math.frexp(FLOOR.value)[0] == -0.5
