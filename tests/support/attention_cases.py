@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
+from longformer_triton.kernels.precision import accumulation_dtype
 
 NAMES = ("query", "key", "value", "query_global", "key_global", "value_global")
 PADDINGS = ("none", "right", "left", "holes", "whole_row")
@@ -158,30 +159,50 @@ def assert_close_to_float64(kernel_out: Tensor, same_precision_out: Tensor, floa
 
 
 def naive_results(case: Case, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The textbook's attention with every step in the dtype of the inputs: the yardstick for that precision. No dropout."""
+    """The textbook's attention with every step in the dtype of the inputs: the yardstick for that precision. No dropout.
+
+    Its gradients belong to probabilities computed again from stored lse, as those of every attention linear in memory. The
+    scores of the second product are summed in another order than those in lse, so their errors do not cancel as they do in
+    the textbook's softmax.
+    """
+    out, lse = _naive_rows(case, inputs, recompute=False)
+    again = _naive_rows(case, inputs, recompute=True)
+    return {"out": out, "lse": lse, **gradients(again, case.cotangents(out.dtype, lse.dtype), inputs)}
+
+
+def _naive_rows(case: Case, inputs: Sequence[Tensor], *, recompute: bool) -> tuple[Tensor, Tensor]:
     pattern, (query, key, value, *rows) = case.pattern(), inputs
-    out, lse = _naive(query, key, value, pattern.to_dense(), case)
-    if rows and pattern.global_mask is not None:
-        query_global, key_global, value_global = rows
-        full = query.new_zeros(query.shape)
-        for sample, count in enumerate(pattern.global_count.tolist()):
-            index = pattern.global_index[sample, :count]
-            full[sample, :, index] = query_global[sample, :, :count]
-        visible = pattern.global_mask[:, None, :, None].expand(-1, -1, -1, pattern.seq_len)
-        visible = visible if pattern.key_mask is None else visible & pattern.key_mask[:, None, None, :]
-        global_out, global_lse = _naive(full, key_global, value_global, visible, case)
-        is_global = pattern.global_mask[:, None, :]
-        out, lse = torch.where(is_global[..., None], global_out, out), torch.where(is_global, global_lse, lse)
-    return {"out": out, "lse": lse, **gradients((out, lse), case.cotangents(out.dtype, lse.dtype), inputs)}
+    out, lse = _naive(query, key, value, pattern.to_dense(), case, recompute)
+    if not rows or pattern.global_mask is None:
+        return out, lse
+    query_global, key_global, value_global = rows
+    full = query.new_zeros(query.shape)
+    for sample, count in enumerate(pattern.global_count.tolist()):
+        index = pattern.global_index[sample, :count]
+        full[sample, :, index] = query_global[sample, :, :count]
+    visible = pattern.global_mask[:, None, :, None].expand(-1, -1, -1, pattern.seq_len)
+    visible = visible if pattern.key_mask is None else visible & pattern.key_mask[:, None, None, :]
+    global_out, global_lse = _naive(full, key_global, value_global, visible, case, recompute)
+    is_global = pattern.global_mask[:, None, :]
+    return torch.where(is_global[..., None], global_out, out), torch.where(is_global, global_lse, lse)
 
 
-def _naive(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+def _naive(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, case: Case, recompute: bool) -> tuple[Tensor, Tensor]:
     key, value = (states.repeat_interleave(case.heads // case.key_heads, 1) for states in (key, value))
-    scores = query @ key.transpose(-1, -2) * (case.head_dim**-0.5 if case.scale is None else case.scale)
+    scale = case.head_dim**-0.5 if case.scale is None else case.scale
     seen = visible.any(-1, keepdim=True)
-    scores = scores.masked_fill(~visible, -torch.inf).masked_fill(~seen, 0.0)
-    out = torch.softmax(scores, -1).masked_fill(~seen, 0.0) @ value
-    return out, torch.logsumexp(scores, -1).masked_fill(~seen[..., 0], -torch.inf)
+
+    def masked(scores: Tensor) -> Tensor:
+        return (scores * scale).masked_fill(~visible, -torch.inf).masked_fill(~seen, 0.0)
+
+    scores = masked(query @ key.transpose(-1, -2))
+    lse = torch.logsumexp(scores, -1)
+    probabilities = torch.softmax(scores, -1)
+    if recompute:
+        wide = accumulation_dtype(scores.dtype)
+        again = masked(query.flip(-1) @ key.flip(-1).transpose(-1, -2))
+        probabilities = (again.to(wide) - torch.logsumexp(scores.to(wide), -1, keepdim=True)).exp().to(scores.dtype)
+    return probabilities.masked_fill(~seen, 0.0) @ value, lse.masked_fill(~seen[..., 0], -torch.inf)
 
 
 # One option at a time, then the options that share code with each other.
