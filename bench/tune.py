@@ -17,7 +17,16 @@ from triton.compiler.errors import CompilationError
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of
 from longformer_triton.kernels.triton_impl.problem import Launch
-from longformer_triton.kernels.triton_impl.tuning import COLUMNS, KERNEL_OF, KERNELS, POINTERS, Config, Row, Target
+from longformer_triton.kernels.triton_impl.tuning import (
+    COLUMNS,
+    KERNEL_OF,
+    KERNELS,
+    POINTERS,
+    WINDOW_KERNELS,
+    Config,
+    Row,
+    Target,
+)
 
 # (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
 # second program on a multiprocessor, whose exponentials then overlap with the first one's products.
@@ -45,7 +54,6 @@ CANDIDATES = {
     "rows_backward_key_value": _NARROW_TILES,
     "columns": _NARROW_TILES,
 }
-WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 # Kernels in which dropout's bytes come for 64 keys at a time.
 _BYTES_BY_TILE = tuple(kernel for kernel in CANDIDATES if kernel != "columns")
 

@@ -66,9 +66,7 @@ def forward_launches(
     problem = Problem(window, pattern, scale, dropout, target)
     yield from problem.spans()
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
-    sources = problem.key_value
-    config = problem.config("forward", list(sources.values()))
-    tiles = problem.tiles_of(sources, config.block_n, use=problem.use_descriptors(list(sources.values())))
+    config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
     for run in problem.runs():
         available = {**problem.arguments, **results, **run, **tiles}
         yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
@@ -142,12 +140,10 @@ def _window_backward_launches(
 ) -> Iterator[Launch]:
     """The launches that fill the gradients of query, key and value."""
     available = dict(problem.arguments)
-    yield from given.prepared(problem, problem.seq_len, "window with rows" if with_rows else "window", available)
+    yield from given.prepared(problem, available, without_globals=with_rows)
     need_query, need_key, need_value = needs
     if need_query:
-        sources = problem.key_value
-        config = problem.config("backward_query", list(sources.values()))
-        tiles = problem.tiles_of(sources, config.block_n, use=problem.use_descriptors(list(sources.values())))
+        config, tiles = problem.config_and_tiles("backward_query", "block_n", problem.key_value)
         available.update({**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale})
         for run in problem.runs():
             yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
@@ -155,18 +151,23 @@ def _window_backward_launches(
         yield from _key_value_launches(problem, available, need_key, need_value, grads)
 
 
+def _grad_key_value_arguments(
+    problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
+) -> dict[str, Any]:
+    """Where gradients of key and value go, if they are needed."""
+    return {
+        **tensor_arguments("grad_key", grads[1] if need_key else available["key_ptr"]),
+        **tensor_arguments("grad_value", grads[2] if need_value else available["value_ptr"]),
+        "grad_scale": problem.magnitude,
+        "NEED_KEY": need_key,
+        "NEED_VALUE": need_value,
+    }
+
+
 def _key_value_launches(
     problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
 ) -> Iterator[Launch]:
-    available.update(
-        {
-            **tensor_arguments("grad_key", grads[1] if need_key else available["key_ptr"]),
-            **tensor_arguments("grad_value", grads[2] if need_value else available["value_ptr"]),
-            "grad_scale": problem.magnitude,
-            "NEED_KEY": need_key,
-            "NEED_VALUE": need_value,
-        }
-    )
+    available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
     needed = [name for name in ("grad_key", "grad_value") if available[f"NEED_{name.removeprefix('grad_').upper()}"]]
     sums = dict(available)
     if problem.group > 1:
@@ -175,8 +176,7 @@ def _key_value_launches(
             sums.update(tensor_arguments(name, problem.query.new_empty(shape, dtype=problem.accumulate)))
     rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
     numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
-    config = problem.config("backward_key_value", list(rows.values()))
-    tiles = problem.tiles_of({**rows, **numbers}, config.block_m, use=problem.use_descriptors(list(rows.values())))
+    config, tiles = problem.config_and_tiles("backward_key_value", "block_m", rows, numbers)
     for run in problem.runs():
         yield Launch.of(window_grad_key_value, problem.tiles(run, config.block_n), config, {**sums, **run, **tiles})
     if problem.group > 1:
@@ -214,7 +214,7 @@ def _reduce_launch(
 def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Launch]:
     """The launches that fill the gradients of query_global, key_global and value_global."""
     available = dict(problem.arguments)
-    yield from given.prepared(problem, problem.num_globals, "rows", available)
+    yield from given.prepared(problem, available, of_globals=True)
     need_query, need_key, need_value = needs
     if need_query:
         config = problem.config("rows_backward_query")
@@ -226,14 +226,6 @@ def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], g
         yield _reduce_launch(problem, partial, tensor_arguments("target", grads[0]), 1, splits, scatter=False)
     if need_key or need_value:
         config = problem.config("rows_backward_key_value")
-        available.update(
-            {
-                **tensor_arguments("grad_key", grads[1] if need_key else available["key_ptr"]),
-                **tensor_arguments("grad_value", grads[2] if need_value else available["value_ptr"]),
-                "grad_scale": problem.magnitude,
-                "NEED_KEY": need_key,
-                "NEED_VALUE": need_value,
-            }
-        )
+        available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
         programs = problem.batch * (problem.heads // problem.group) * triton.cdiv(problem.seq_len, config.block_n)
         yield Launch.of(rows_grad_key_value, programs, config, available)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ class Problem:
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
         self.num_globals = pattern.global_index.shape[1]
-        self.accumulate = accumulation_dtype(query.dtype)
+        self.accumulate, self.precision = accumulation_dtype(query.dtype), precision_of(query.dtype)
         # Softmax in base 2 compares raw scores, which needs a positive factor: a sign moves into the query, exactly.
         magnitude = abs(scale) or 1.0
         threshold = 0 if dropout is None else dropout.threshold
@@ -126,7 +126,7 @@ class Problem:
             "IS_CAUSAL": pattern.is_causal,
             "FLIP_QUERY": scale <= 0,
             "DROPOUT": dropout is not None,
-            "PRECISION": "tf32" if precision_of(query.dtype) == "tf32" else "ieee",
+            "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
             "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
         }
         self.scale, self.magnitude = scale, magnitude
@@ -144,19 +144,31 @@ class Problem:
         problem.arguments["span_ptr"] = self.arguments["span_ptr"]
         return problem
 
-    def config(self, kernel: str, sources: Sequence[Tensor] = ()) -> Config:
-        """The configuration of one of the kernels, which loads tiles of ``sources``."""
-        dtype = self.query.dtype
-        precision = precision_of(dtype)
+    def config(self, kernel: str, *, descriptors: bool = False) -> Config:
+        """The configuration of one of the kernels, whose window tiles come by descriptors or by pointers."""
         checks = self.pattern.key_mask is not None or self.num_globals > 0
+        dropout = self.dropout is not None
         return self.target.config(
-            kernel,
-            self.head_dim,
-            precision,
-            dropout=self.dropout is not None,
-            checks=checks,
-            descriptors=self.use_descriptors(sources),
+            kernel, self.head_dim, self.precision, dropout=dropout, checks=checks, descriptors=descriptors
         )
+
+    def config_and_tiles(
+        self, kernel: str, axis: str, sources: dict[str, Tensor], numbers: dict[str, Tensor] | None = None
+    ) -> tuple[Config, dict[str, Any]]:
+        """The configuration of a window kernel and its arguments DESCRIPTORS and {name}_tiles.
+
+        ``sources`` (batch, heads, seq_len, head_dim) and ``numbers``, one for each of their rows, are loaded in tiles of
+        ``axis`` ("block_m" or "block_n") rows.
+        """
+        use = self._use_descriptors(sources.values())
+        config = self.config(kernel, descriptors=use)
+        rows = getattr(config, axis)
+        shapes = {4: [1, 1, rows, self.arguments["BLOCK_D"]], 1: [rows]}
+        tiles = {
+            f"{name}_tiles": _descriptor(states, shapes[states.dim()]) if use else None
+            for name, states in {**sources, **(numbers or {})}.items()
+        }
+        return config, {"DESCRIPTORS": use, **tiles}
 
     def runs(self) -> Iterator[dict[str, int]]:
         """Neighbouring heads of one dilation, which one launch can serve."""
@@ -167,26 +179,18 @@ class Problem:
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count
 
-    def use_descriptors(self, sources: Sequence[Tensor]) -> bool:
+    def _use_descriptors(self, sources: Iterable[Tensor]) -> bool:
         """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
 
         Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
         """
         return (
             self.target.descriptors
-            and (self.query.dtype != torch.float32 or self.arguments["PRECISION"] == "tf32")
+            and (self.query.dtype, self.precision) != (torch.float32, "ieee")
             and set(self.pattern.dilations) == {1}
             and all(_fits_descriptor(states) for states in sources)
             and self.batch * self.heads * (self.seq_len + 4) < 2**31
         )
-
-    def tiles_of(self, sources: dict[str, Tensor], block: int, *, use: bool) -> dict[str, Any]:
-        """The arguments DESCRIPTORS and {name}_tiles."""
-        blocks = {4: [1, 1, block, self.arguments["BLOCK_D"]], 1: [block]}
-        return {
-            "DESCRIPTORS": use,
-            **{f"{name}_tiles": _descriptor(states, blocks[states.dim()]) if use else None for name, states in sources.items()},
-        }
 
     def tiles(self, run: dict[str, int], block: int) -> int:
         """Programs of a launch over the tokens, for every head of a run."""
@@ -215,10 +219,12 @@ class Given:
     out: Tensor
     lse: Tensor
 
-    def prepared(self, problem: Problem, num_rows: int, kind: str, available: dict[str, Any]) -> Iterator[Launch]:
-        """delta and normaliser of ``num_rows`` rows of each head, which are then available."""
+    def prepared(
+        self, problem: Problem, available: dict[str, Any], *, of_globals: bool = False, without_globals: bool = False
+    ) -> Iterator[Launch]:
+        """delta and normaliser of each token, or of the global tokens alone, or without them; they are then available."""
         # Rows begin at multiples of 16 bytes, as the copy engine wants them.
-        row_stride = num_rows if kind == "rows" else triton.cdiv(num_rows, 4) * 4
+        row_stride = problem.num_globals if of_globals else triton.cdiv(problem.seq_len, 4) * 4
         shape = (problem.batch, problem.heads, row_stride)
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
@@ -239,8 +245,8 @@ class Given:
         config = problem.config("prepare")
         own = {
             "HAS_GRAD_LSE": self.grad_lse is not None,
-            "HAS_GLOBAL_ROWS": kind == "window with rows" and problem.pattern.global_mask is not None,
-            "GATHER": kind == "rows",
+            "HAS_GLOBAL_ROWS": without_globals and problem.pattern.global_mask is not None,
+            "GATHER": of_globals,
         }
         programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)
         yield Launch.of(prepare_rows, programs, config, {**available, **own})

@@ -49,7 +49,7 @@ KERNEL_OF = {
 }
 KERNELS = tuple(KERNEL_OF.values())
 HEAD_DIMS = (64, 128, 256)
-_WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
+WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 # Triton 3.6 emits no fence.proxy.async between cp.async and wgmma: there, tiles that pointers load are not pipelined on sm_90.
 _LACKS_FENCE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
@@ -162,7 +162,7 @@ class Target:
             return Config(16, 64 if dropout else 16)
         width = next(width for width in HEAD_DIMS if head_dim <= width)
         architecture = self.architecture
-        if self.descriptors and not descriptors and kernel in _WINDOW_KERNELS:
+        if self.descriptors and not descriptors and kernel in WINDOW_KERNELS:
             architecture += POINTERS
         architecture = STANDS_IN.get(architecture, architecture)
         lines = configurations()
@@ -175,7 +175,7 @@ class Target:
                 f"where no configuration of the {kernel} kernel is known to fit: use backend='torch', "
                 "or find one with `longformer-triton bench tune`."
             )
-        pipelined_by_pointers = not (descriptors and kernel in _WINDOW_KERNELS)
+        pipelined_by_pointers = not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture == "sm_90" and pipelined_by_pointers and _LACKS_FENCE:
             return dataclasses.replace(row.config, num_stages=1)
         return row.config

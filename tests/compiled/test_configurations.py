@@ -15,6 +15,7 @@ from longformer_triton.kernels.triton_impl.tuning import (
     POINTERS,
     SHIPPED,
     STANDS_IN,
+    WINDOW_KERNELS,
     Target,
     configurations,
     read_rows,
@@ -23,7 +24,6 @@ from longformer_triton.kernels.triton_impl.tuning import (
 ROWS = list(configurations().values())
 # The compiler's version decides registers; budgets were recorded with this one.
 RECORDED_WITH = "3.7"
-WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 
 
 def is_fast(row) -> bool:
