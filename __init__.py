@@ -4,6 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longformer_triton.heads import (
+        LongformerForMaskedLM,
+        LongformerForMultipleChoice,
+        LongformerForQuestionAnswering,
+        LongformerForSequenceClassification,
+        LongformerForTokenClassification,
+    )
     from longformer_triton.kernels import (
         AttentionPattern,
         absorbed_global_attention,
@@ -13,11 +20,66 @@ if TYPE_CHECKING:
         merge_attention,
         sliding_window_attention,
     )
+    from longformer_triton.model import (
+        LongformerBaseModelOutput,
+        LongformerBaseModelOutputWithPooling,
+        LongformerConfig,
+        LongformerMaskedLMOutput,
+        LongformerModel,
+        LongformerMultipleChoiceModelOutput,
+        LongformerQuestionAnsweringModelOutput,
+        LongformerSequenceClassifierOutput,
+        LongformerTokenClassifierOutput,
+    )
 
     __version__: str
 
+_ROOMS = {
+    "longformer_triton.heads": (
+        "LongformerForMaskedLM",
+        "LongformerForMultipleChoice",
+        "LongformerForQuestionAnswering",
+        "LongformerForSequenceClassification",
+        "LongformerForTokenClassification",
+    ),
+    "longformer_triton.kernels": (
+        "AttentionPattern",
+        "absorbed_global_attention",
+        "attention_probabilities",
+        "available_backends",
+        "longformer_attention",
+        "merge_attention",
+        "sliding_window_attention",
+    ),
+    "longformer_triton.model": (
+        "LongformerBaseModelOutput",
+        "LongformerBaseModelOutputWithPooling",
+        "LongformerConfig",
+        "LongformerMaskedLMOutput",
+        "LongformerModel",
+        "LongformerMultipleChoiceModelOutput",
+        "LongformerQuestionAnsweringModelOutput",
+        "LongformerSequenceClassifierOutput",
+        "LongformerTokenClassifierOutput",
+    ),
+}
+_HOME_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "AttentionPattern",
+    "LongformerBaseModelOutput",
+    "LongformerBaseModelOutputWithPooling",
+    "LongformerConfig",
+    "LongformerForMaskedLM",
+    "LongformerForMultipleChoice",
+    "LongformerForQuestionAnswering",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
+    "LongformerMaskedLMOutput",
+    "LongformerModel",
+    "LongformerMultipleChoiceModelOutput",
+    "LongformerQuestionAnsweringModelOutput",
+    "LongformerSequenceClassifierOutput",
+    "LongformerTokenClassifierOutput",
     "absorbed_global_attention",
     "attention_probabilities",
     "available_backends",
@@ -25,7 +87,6 @@ __all__ = [
     "merge_attention",
     "sliding_window_attention",
 ]
-_HOME_OF = dict.fromkeys(__all__, "longformer_triton.kernels")
 
 
 def __getattr__(name: str) -> Any:

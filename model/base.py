@@ -1,0 +1,266 @@
+"""What every model here can do besides its forward pass: load, save, resize, prune, count, checkpoint activations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from longformer_triton.model import loading
+from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.files import CONFIG_NAME, remove_stale_weights, write_together, write_weights
+from longformer_triton.model.initial import initialise, resized_rows, tiled_positions
+from longformer_triton.model.outputs import ModelOutput
+
+if TYPE_CHECKING:
+    from longformer_triton.model.longformer import LongformerModel
+
+_Model = TypeVar("_Model", bound="LongformerPreTrainedModel")
+_Output = TypeVar("_Output", bound=ModelOutput)
+
+
+class LongformerPreTrainedModel(nn.Module):
+    """Base of the encoder and of the heads, under the names that transformers uses.
+
+    Args:
+        config: the configuration, kept by reference: a later change of ``config.attention_window`` takes effect.
+
+    Raises:
+        TypeError, ValueError: ``config`` is no LongformerConfig, or does not fit.
+    """
+
+    config_class: ClassVar[type[LongformerConfig]] = LongformerConfig
+    base_model_prefix: ClassVar[str] = "longformer"
+    main_input_name: ClassVar[str] = "input_ids"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        if not isinstance(config, LongformerConfig):
+            raise TypeError(
+                f"config: got {type(config).__name__}, expected a LongformerConfig of this package: "
+                "LongformerConfig.from_dict(config.to_dict()) makes one of transformers'."
+            )
+        config.validate()
+        config.attention_window = config.windows()
+        self.config = config
+
+    @property
+    def base_model(self) -> LongformerModel:
+        """The encoder inside, or the model itself if it is the encoder."""
+        return getattr(self, self.base_model_prefix, self)  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are (the first one)."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters (the first one)."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold; tied ones count once."""
+        tables = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if (parameter.requires_grad or not only_trainable) and not (exclude_embeddings and id(parameter) in tables)
+        )
+
+    def post_init(self) -> None:
+        """Give parameters their initial values, and tie those that are one; called at the end of a constructor.
+
+        The encoder inside a head has done so for its own.
+        """
+        done = f"{self.base_model_prefix}."
+        names = (name for name, _ in self.named_parameters() if not name.startswith(done))
+        initialise(self, names, self.config.initializer_range)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make parameters one that are meant to be; heads that have such say which."""
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self.base_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Replace the word embeddings."""
+        self.base_model.embeddings.word_embeddings = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The layer from hidden states to the vocabulary; None in models without one."""
+        return None
+
+    def _returned(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
+        """What a forward pass returns: ``output``, or its tuple where the argument or the configuration says so."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        name_or_path: str | Path,
+        *,
+        config: LongformerConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Load a checkpoint directory, or a name on the hub, in evaluation mode.
+
+        Parameters that the checkpoint does not have get initial values; global projections that it does not have (a RoBERTa's)
+        begin as copies of the local ones, as in the paper. One warning lists what was new and what was not used.
+
+        Args:
+            name_or_path: a directory with config.json and weights (model.safetensors, its shards, or pytorch_model.bin).
+            config: instead of the directory's own.
+            dtype: of the floating-point parameters; None is float32, "auto" what the checkpoint has. (Also ``torch_dtype``.)
+            device: where to put the model.
+            ignore_mismatched_sizes: let parameters whose shape differs be new instead of raising.
+            output_loading_info: also return {"missing_keys", "unexpected_keys", "mismatched_keys"}.
+            overrides: fields of the configuration, arguments of the constructor (``add_pooling_layer``), or options of the
+                hub (revision, token, cache_dir, local_files_only, force_download).
+
+        Returns:
+            The model, or (model, info).
+
+        Raises:
+            CheckpointError: a file is missing, damaged, no checkpoint of tensors, or has parameters of another shape.
+            ValueError, TypeError: the configuration or an argument does not fit.
+        """
+        model, report = loading.load(
+            cls, name_or_path, config, dtype, device, ignore_mismatched_sizes=ignore_mismatched_sizes, options=overrides
+        )
+        return (model, report.as_info()) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        """Write config.json and the weights as safetensors, which transformers loads too.
+
+        New files are complete on disk before one takes the place of an old one, so a crash leaves a checkpoint that loads.
+
+        Args:
+            directory: made if it is not there.
+            state_dict: instead of the model's own.
+            max_shard_size: bytes, or a text such as "5GB"; larger weights are split into shards with an index.
+        """
+        folder = Path(directory)
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = self.dtype
+        config_text = self.config.to_json_string()
+        weights = write_weights(self.state_dict() if state_dict is None else state_dict, max_shard_size)
+        write_together(folder, {**weights, CONFIG_NAME: lambda path: path.write_text(config_text)})
+        remove_stale_weights(folder, weights)
+
+    def set_attention_window(self, window: int | Iterable[int]) -> None:
+        """Change the attention window of all layers (an int), or of each (a list); takes effect at the next forward pass.
+
+        Raises:
+            ValueError, TypeError: the windows do not fit.
+        """
+        self.config.attention_window = window if isinstance(window, int) else list(window)
+        self.config.attention_window = self.config.windows()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Keep only each layer's input for backward, and compute the rest again there, dropout included.
+
+        Args:
+            gradient_checkpointing_kwargs: for ``torch.utils.checkpoint.checkpoint``; the default is use_reentrant=False.
+        """
+        encoder = self.base_model.encoder
+        encoder.gradient_checkpointing = True
+        encoder.checkpointing_options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations for backward again."""
+        self.base_model.encoder.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers compute their activations again in backward."""
+        return self.base_model.encoder.gradient_checkpointing
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """Change the size of the vocabulary; new rows begin as the mean of the old ones, so that new tokens start out likely.
+
+        Args:
+            new_num_tokens: None leaves the number.
+            pad_to_multiple_of: round the number up.
+
+        Returns:
+            The word embeddings.
+
+        Raises:
+            ValueError: the number is too small to hold the padding token.
+        """
+        embeddings = self.get_input_embeddings()
+        size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size <= self.config.pad_token_id:
+            raise ValueError(f"new_num_tokens: got {size}, expected more than pad_token_id ({self.config.pad_token_id}).")
+        if size == embeddings.num_embeddings:
+            return embeddings
+        resized_rows(embeddings, size)
+        self.config.vocab_size = size
+        self._resize_output(size)
+        self.tie_weights()
+        return embeddings
+
+    def _resize_output(self, size: int) -> None:
+        """Follow a new size of the vocabulary; heads that predict words do."""
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Change how long texts may be: the learned positions are tiled, or cut off (arXiv 2004.05150, section 5).
+
+        Args:
+            new_num_position_embeddings: rows of the table, the pad_token_id + 1 rows before the first position included.
+
+        Raises:
+            ValueError: no row would be left for a token.
+        """
+        first = self.config.pad_token_id + 1
+        if new_num_position_embeddings <= first:
+            raise ValueError(
+                f"new_num_position_embeddings: got {new_num_position_embeddings}, expected more than {first}: "
+                "that many rows belong to padding."
+            )
+        tiled_positions(self.base_model.embeddings.position_embeddings, new_num_position_embeddings, first)
+        self.config.max_position_embeddings = new_num_position_embeddings
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Remove attention heads for good, from global projections too; the configuration remembers which.
+
+        Args:
+            heads_to_prune: {layer: heads}, numbered as in the unpruned model; heads that are gone already do not matter.
+
+        Raises:
+            ValueError: no such layer or head, or no head would be left in a layer.
+        """
+        layers = self.base_model.encoder.layer
+        pruned = dict(self.config.pruned_heads)
+        for layer, heads in heads_to_prune.items():
+            pruned[layer] = sorted({*pruned.get(layer, []), *heads})
+        before, self.config.pruned_heads = self.config.pruned_heads, pruned
+        try:
+            self.config.validate()
+        except ValueError:
+            self.config.pruned_heads = before
+            raise
+        for layer in heads_to_prune:
+            attention = layers[layer].attention
+            attention.keep_heads([head for head in attention.self.heads if head not in pruned[layer]])  # type: ignore[operator,union-attr]

@@ -1,0 +1,230 @@
+"""The configuration of a Longformer: Hugging Face's fields, names, defaults and JSON, validated."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from longformer_triton.model import settings
+from longformer_triton.model.files import CONFIG_NAME, CheckpointError, locate, read_json, write_together
+
+_log = logging.getLogger(__name__)
+
+
+class LongformerConfig:
+    """Everything that decides the shape and the behaviour of a Longformer.
+
+    Names, defaults and meanings are those of transformers 4.56, and so is the JSON, in both directions. Keys that nothing here
+    reads are kept as attributes, named once in a warning, and written back.
+
+    Args:
+        attention_window: even number of tokens, both sides together; one for all layers or one for each layer. (AllenAI's own
+            configurations give one side: :meth:`from_dict` recognises and doubles them.)
+        sep_token_id, pad_token_id, bos_token_id, eos_token_id: ids of special tokens.
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: sizes.
+        hidden_act: "gelu", "relu", "silu", "gelu_new" or a function of a tensor.
+        hidden_dropout_prob: dropout of embeddings and dense layers.
+        attention_probs_dropout_prob: dropout of attention probabilities; the kernels round it to a multiple of 1/256.
+        max_position_embeddings: rows of the position table. Positions begin at pad_token_id + 1, so texts may have
+            max_position_embeddings - pad_token_id - 1 tokens.
+        type_vocab_size: number of token types.
+        initializer_range: standard deviation of initial weights.
+        layer_norm_eps: of every layer norm.
+        onnx_export: kept for transformers; no meaning here.
+        num_labels, id2label, label2id: the labels of a classification head; number and map, if both are given, must agree.
+        problem_type: "regression", "single_label_classification", "multi_label_classification", or None: seen from the labels.
+        output_attentions, output_hidden_states, return_dict: what a forward pass returns when its arguments do not say.
+        tie_word_embeddings: whether the masked language model's decoder is the word embedding.
+        pruned_heads: {layer: heads that were removed}.
+        chunk_size_feed_forward: tokens at a time in feed-forward layers, 0 for all; bounds memory, changes no number.
+        architectures, dtype: what the checkpoint was saved from and in.
+        absorb_global_projections: "auto", True or False; whether global rows avoid projecting every token (see
+            :func:`longformer_triton.absorbed_global_attention`). Not in transformers; written only if changed.
+        max_globals: the most global tokens of any text, or None to count them. Given, a forward pass reads nothing back from a
+            GPU, and CUDA graphs can capture it. Not in transformers; written only if changed.
+        unknown: any other keys.
+
+    Raises:
+        ValueError, TypeError: a value does not fit, with its name.
+    """
+
+    model_type: ClassVar[str] = "longformer"
+
+    def __init__(
+        self,
+        attention_window: int | list[int] = 512,
+        sep_token_id: int = 2,
+        pad_token_id: int = 1,
+        bos_token_id: int = 0,
+        eos_token_id: int = 2,
+        vocab_size: int = 30522,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: str | Callable[[torch.Tensor], torch.Tensor] = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        onnx_export: bool = False,
+        *,
+        num_labels: int | None = None,
+        id2label: Mapping[int | str, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        problem_type: str | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        tie_word_embeddings: bool = True,
+        pruned_heads: Mapping[int | str, list[int]] | None = None,
+        chunk_size_feed_forward: int = 0,
+        architectures: list[str] | None = None,
+        dtype: torch.dtype | str | None = None,
+        absorb_global_projections: bool | str = "auto",
+        max_globals: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        self.attention_window = attention_window
+        self.sep_token_id, self.pad_token_id = sep_token_id, pad_token_id
+        self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.max_position_embeddings, self.type_vocab_size = max_position_embeddings, type_vocab_size
+        self.initializer_range, self.layer_norm_eps = initializer_range, layer_norm_eps
+        self.onnx_export = onnx_export
+        self.problem_type = problem_type
+        self.output_attentions, self.output_hidden_states = output_attentions, output_hidden_states
+        self.return_dict = return_dict
+        self.tie_word_embeddings = tie_word_embeddings
+        self.pruned_heads = {int(layer): sorted(heads) for layer, heads in (pruned_heads or {}).items()}
+        self.chunk_size_feed_forward = chunk_size_feed_forward
+        self.architectures = architectures
+        # Older files say torch_dtype.
+        older = unknown.pop("torch_dtype", None)
+        self.dtype = settings.dtype_of(dtype if dtype is not None else older)
+        self.absorb_global_projections, self.max_globals = absorb_global_projections, max_globals
+        self.id2label, self.label2id = settings.label_maps(num_labels, id2label, label2id)
+        unknown.pop("model_type", None)
+        for name, value in unknown.items():
+            if not name.isidentifier() or hasattr(type(self), name):
+                raise ValueError(
+                    f"{name}: got {value!r}, expected no such key: the name is taken by a method or no identifier."
+                )
+            setattr(self, name, value)
+        settings.tell_unused(unknown)
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError, TypeError: a value does not fit, with its name.
+        """
+        settings.check(self)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels; setting it renames them LABEL_0, LABEL_1, ... unless the number is the same."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if value != len(self.id2label):
+            self.id2label, self.label2id = settings.label_maps(value, None, None)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """``return_dict``, under transformers' other name."""
+        return self.return_dict
+
+    def windows(self) -> list[int]:
+        """The attention window of each layer, checked; read at every forward pass, so that a change takes effect.
+
+        Raises:
+            ValueError, TypeError: ``attention_window`` does not fit.
+        """
+        return settings.windows(self.attention_window, self.num_hidden_layers)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> LongformerConfig:
+        """A configuration from a mapping such as a parsed config.json; ``overrides`` replace its entries.
+
+        AllenAI's one-sided ``attention_window`` is recognised, by the keys that only AllenAI's class writes, and doubled.
+
+        Raises:
+            ValueError, TypeError: a value does not fit, with its name.
+        """
+        entries = settings.from_allenai(copy.deepcopy(dict(config_dict)))
+        if "num_labels" in overrides and not {"id2label", "label2id"} & set(overrides):
+            entries = {name: value for name, value in entries.items() if name not in ("id2label", "label2id")}
+        return cls(**{**entries, **overrides})
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **overrides: Any) -> LongformerConfig:
+        """Read config.json of a checkpoint directory, or of a name on the hub.
+
+        Raises:
+            CheckpointError: the file is missing, no JSON, or of another kind of model.
+            ValueError, TypeError: a value does not fit, with its name.
+        """
+        path = locate(name_or_path) / CONFIG_NAME
+        entries = read_json(path)
+        model_type = entries.get("model_type", cls.model_type)
+        if model_type not in settings.READABLE_TYPES:
+            raise CheckpointError(
+                f"{path}: got model_type {model_type!r}, expected one of {', '.join(settings.READABLE_TYPES)}: "
+                "make a Longformer of it with convert_to_longformer."
+            )
+        return cls.from_dict(entries, **overrides)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json; an old one is replaced in one step."""
+        folder = Path(directory)
+        text = self.to_json_string()
+        write_together(folder, {CONFIG_NAME: lambda path: path.write_text(text)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and kept keys, ``model_type`` included; dtype by its name."""
+        entries = {name: copy.deepcopy(value) for name, value in vars(self).items() if name != "hidden_act"}
+        entries["hidden_act"] = self.hidden_act
+        if self.dtype is not None:
+            entries["dtype"] = str(self.dtype).removeprefix("torch.")
+        for name, default in settings.OWN_FIELDS.items():
+            if entries[name] == default:
+                del entries[name]
+        return {"model_type": self.model_type, **entries}
+
+    def to_json_string(self) -> str:
+        """What config.json holds: :meth:`to_dict` without entries that are None.
+
+        Raises:
+            ValueError: ``hidden_act`` is a function, which JSON cannot hold.
+        """
+        entries = {name: value for name, value in self.to_dict().items() if value is not None}
+        if callable(self.hidden_act):
+            raise ValueError(
+                f"hidden_act: got the function {self.hidden_act!r}, expected a name to write to JSON: "
+                "set config.hidden_act to 'gelu', 'relu', 'silu' or 'gelu_new', or keep the file by other means."
+            )
+        return json.dumps(entries, indent=2, sort_keys=True) + "\n"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LongformerConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({fields})"

@@ -1,0 +1,130 @@
+"""A stack of layers: attention, feed-forward, residuals; what runs between the embeddings and the heads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longformer_triton.kernels import AttentionPattern
+from longformer_triton.model.attention import LongformerAttention, Maps
+from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.outputs import LongformerBaseModelOutput
+
+
+def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function of ``config.hidden_act``."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu": nn.functional.gelu,
+        "gelu_new": functools.partial(nn.functional.gelu, approximate="tanh"),
+        "relu": nn.functional.relu,
+        "silu": nn.functional.silu,
+    }
+    return functions[name] if isinstance(name, str) else name
+
+
+class LongformerIntermediate(nn.Module):
+    """The widening half of a feed-forward layer."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = activation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, seq_len, hidden_size) -> (batch, seq_len, intermediate_size)."""
+        return self.activation(self.dense(hidden_states))
+
+
+class LongformerOutput(nn.Module):
+    """The narrowing half of a feed-forward layer, with residual and layer norm."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, widened: Tensor, residual: Tensor) -> Tensor:
+        """(batch, seq_len, intermediate_size) -> (batch, seq_len, hidden_size)."""
+        return self.LayerNorm(self.dropout(self.dense(widened)) + residual)
+
+
+class LongformerLayer(nn.Module):
+    """Attention and feed-forward."""
+
+    def __init__(self, config: LongformerConfig, layer_id: int = 0) -> None:
+        super().__init__()
+        self.attention = LongformerAttention(config, layer_id)
+        self.intermediate = LongformerIntermediate(config)
+        self.output = LongformerOutput(config)
+        self.chunk_size = config.chunk_size_feed_forward
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        pattern: AttentionPattern,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Maps | None]:
+        """(batch, seq_len, hidden_size) -> the same shape, and the attention maps if asked for."""
+        attended, maps = self.attention(hidden_states, pattern, head_mask, output_attentions)
+        if self.chunk_size == 0:
+            return self._feed_forward(attended), maps
+        return torch.cat([self._feed_forward(chunk) for chunk in attended.split(self.chunk_size, 1)], 1), maps
+
+    def _feed_forward(self, attended: Tensor) -> Tensor:
+        return self.output(self.intermediate(attended), attended)
+
+
+class LongformerEncoder(nn.Module):
+    """All layers. One pattern serves those that share a window."""
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(LongformerLayer(config, number) for number in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+        self.checkpointing_options: dict[str, Any] = {"use_reentrant": False}
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        pattern: AttentionPattern,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> LongformerBaseModelOutput:
+        """Run the layers.
+
+        Args:
+            hidden_states: (batch, seq_len, hidden_size), embedded tokens.
+            pattern: the masks of this batch; each layer takes them with its own window.
+            head_mask: (num_hidden_layers, num_attention_heads) or None.
+            output_attentions, output_hidden_states: what to return besides the last hidden states.
+        """
+        patterns = {window: pattern.with_window(window // 2) for window in self.config.windows()}
+        states = [hidden_states] if output_hidden_states else []
+        maps: list[Maps] = []
+        for number, (layer, window) in enumerate(zip(self.layer, self.config.windows(), strict=True)):
+            mask = None if head_mask is None else head_mask[number]
+            run = functools.partial(layer, pattern=patterns[window], head_mask=mask, output_attentions=output_attentions)
+            if self.gradient_checkpointing and self.training:
+                hidden_states, of_layer = checkpoint(run, hidden_states, **self.checkpointing_options)
+            else:
+                hidden_states, of_layer = run(hidden_states)
+            if output_hidden_states:
+                states.append(hidden_states)
+            if of_layer is not None:
+                maps.append(of_layer)
+        of_globals = tuple(of_globals for _, of_globals in maps if of_globals is not None)
+        return LongformerBaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(local for local, _ in maps) if output_attentions else None,
+            global_attentions=of_globals or None,
+        )

@@ -1,0 +1,218 @@
+"""Checkpoint directories: finding them, reading and writing their files. Nothing here knows what a Longformer is.
+
+A read gives all tensors or raises; a write leaves the old files as they were until every new one is complete on disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+LEGACY_NAME = "pytorch_model.bin"
+_INDEX = ".index.json"
+# What a model may have in several pieces: the name of a piece, and which of them there are.
+_SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin)$")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names the file, what is wrong with it, and what to do."""
+
+
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """A checkpoint of which a file, or the directory itself, is not there."""
+
+
+def locate(name_or_path: str | Path, **hub_options: Any) -> Path:
+    """The directory of a checkpoint: the path itself, or the downloaded snapshot of a name on the hub.
+
+    ``hub_options`` (revision, token, cache_dir, local_files_only ...) go to ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        MissingFileError: neither a directory nor something the hub gives.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file, expected the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}.")
+    name = str(name_or_path)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise MissingFileError(f"{name}: no such directory, and no name such as 'allenai/longformer-base-4096' either.")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise MissingFileError(
+            f"{name}: no such directory, and names on the hub need huggingface_hub: pip install 'longformer-triton[hub]'."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), **hub_options))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingFileError(f"{name}: no such directory, and the hub gave none: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file, expected it in a checkpoint directory.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON ({error}): the file is damaged, get it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name, on the CPU: safetensors first, whole or in shards, then PyTorch's older files.
+
+    Raises:
+        CheckpointError: no weights there; a file missing, truncated, corrupt, or a pickle of anything but tensors.
+    """
+    for name in (WEIGHTS_NAME, WEIGHTS_NAME + _INDEX, LEGACY_NAME, LEGACY_NAME + _INDEX):
+        path = folder / name
+        if path.is_file():
+            return _read_shards(path) if name.endswith(_INDEX) else _read_file(path)
+    raise MissingFileError(f"{folder}: holds neither {WEIGHTS_NAME} nor {LEGACY_NAME}, whole or in shards with an index.")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                return {name: file.get_tensor(name) for name in names}
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file, though the index of the checkpoint names it.") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: is damaged, or a pickle that holds more than tensors, which could execute code and is not read: {error}"
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read, truncated or damaged: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path}: holds a {type(tensors).__name__}, expected a mapping of names to tensors (a state_dict)."
+        )
+    return dict(tensors)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{index}: holds no weight_map, expected {{name of a tensor: file}}.")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(map(str, files.values()))):
+        if Path(file).name != file:
+            raise CheckpointError(f"{index}: names the file {file!r}, expected names in the same directory.")
+        tensors.update(_read_file(index.parent / file))
+    missing = sorted(set(files) - set(tensors))
+    if missing:
+        raise CheckpointError(f"{index}: names tensors that its files do not hold: {', '.join(missing[:5])}.")
+    return tensors
+
+
+def write_weights(tensors: Mapping[str, Tensor], max_shard_size: int | str) -> dict[str, Callable[[Path], object]]:
+    """What writes each weights file: one, or shards of at most ``max_shard_size`` bytes with an index.
+
+    Of several names for one tensor (tied weights) the first is kept, since safetensors holds each tensor once.
+    """
+    kept: dict[str, Tensor] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        kept[name] = tensor.detach().contiguous()
+    shards = list(_shards(kept, size_in_bytes(max_shard_size)))
+    if len(shards) == 1:
+        return {WEIGHTS_NAME: _saver(shards[0])}
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    total = sum(tensor.nbytes for tensor in kept.values())
+    where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2, sort_keys=True) + "\n"
+    writers: dict[str, Callable[[Path], object]] = {file: _saver(shard) for file, shard in zip(names, shards, strict=True)}
+    return {**writers, WEIGHTS_NAME + _INDEX: lambda path: path.write_text(index)}
+
+
+def _saver(tensors: dict[str, Tensor]) -> Callable[[Path], object]:
+    # transformers refuses files without this entry.
+    return lambda path: save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterable[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in tensors.items():
+        if shard and filled + tensor.nbytes > limit:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
+        filled += tensor.nbytes
+    yield shard
+
+
+def size_in_bytes(size: int | str) -> int:
+    """A number of bytes from an int or a text such as "5GB" or "200MiB".
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = re.fullmatch(r"(\d+)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
+    if found is not None:
+        return int(found[1]) * _UNITS[found[2]]
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    raise ValueError(f"max_shard_size: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")
+
+
+def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write files beside the old ones, and put them in place only when all are complete.
+
+    Each is flushed to disk and then takes its name in one step; a crash before that leaves every old file as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    drafts = {folder / name: folder / f".{name}.{token}.tmp" for name in writers}
+    try:
+        for path, draft in drafts.items():
+            writers[path.name](draft)
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+        for path, draft in drafts.items():
+            draft.replace(path)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
+def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
+    """Remove weights of an earlier save that a reader could take for the ones just ``written``."""
+    keep = set(written)
+    for path in folder.iterdir():
+        is_weights = path.name in (WEIGHTS_NAME, WEIGHTS_NAME + _INDEX, LEGACY_NAME, LEGACY_NAME + _INDEX)
+        if path.name not in keep and (is_weights or _SHARD.fullmatch(path.name)):
+            path.unlink()

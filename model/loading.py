@@ -1,0 +1,183 @@
+"""From a checkpoint directory to a model: names matched, shapes compared, then everything put in place at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from longformer_triton.model.attention import GLOBAL_PROJECTIONS
+from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.files import CheckpointError, locate, read_weights
+from longformer_triton.model.initial import initialise
+from longformer_triton.model.settings import dtype_of
+
+if TYPE_CHECKING:
+    from longformer_triton.model.base import LongformerPreTrainedModel
+
+_log = logging.getLogger(__name__)
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
+_PREFIXES = ("longformer.", "roberta.")
+# Buffers that older versions stored, and that are computed now.
+_OBSOLETE = ("position_ids", "token_type_ids")
+_LISTED = 8
+
+
+@dataclasses.dataclass
+class Report:
+    """How a checkpoint and a model fit: parameters that began anew, tensors that nothing took, and shapes that differ."""
+
+    new: list[str]
+    copied: list[str]
+    unused: list[str]
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+    def as_info(self) -> dict[str, list[Any]]:
+        """Under the names of transformers' ``output_loading_info``."""
+        return {
+            "missing_keys": [*self.new, *self.copied],
+            "unexpected_keys": self.unused,
+            "mismatched_keys": self.mismatched,
+        }
+
+    def as_text(self) -> str:
+        """One line for each kind that there is."""
+        shapes = [f"{name} ({theirs} there, {ours} here)" for name, theirs, ours in self.mismatched]
+        kinds = (
+            ("new, to be trained", self.new),
+            ("copied from the local projections", self.copied),
+            ("in the checkpoint, not used", self.unused),
+            ("of another shape, so new", shapes),
+        )
+        return "\n".join(f"  {what}: {_listed(names)}" for what, names in kinds if names)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def load(
+    model_class: type[LongformerPreTrainedModel],
+    name_or_path: str | Path,
+    config: LongformerConfig | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    *,
+    ignore_mismatched_sizes: bool,
+    options: dict[str, Any],
+) -> tuple[Any, Report]:
+    """(model in evaluation mode, report); see :meth:`LongformerPreTrainedModel.from_pretrained`."""
+    options = dict(options)
+    older = options.pop("torch_dtype", None)
+    dtype = older if dtype is None else dtype
+    folder = locate(name_or_path, **{name: options.pop(name) for name in _HUB_OPTIONS if name in options})
+    in_constructor = [name for name in inspect.signature(model_class).parameters if name != "config"]
+    arguments = {name: options.pop(name) for name in in_constructor if name in options}
+    config = _configuration(folder, config, options)
+    tensors = read_weights(folder)
+    # On the meta device a model is its names and shapes: nothing is allocated before everything is known to fit.
+    with torch.device("meta"):
+        model = model_class(config, **arguments)
+    named = {_renamed(name, model): tensor for name, tensor in tensors.items() if name.split(".")[-1] not in _OBSOLETE}
+    report, taken = _compare(model, named)
+    if not taken:
+        raise CheckpointError(f"{folder}: none of its {len(tensors)} tensors has a name of {model_class.__name__}.")
+    if report.mismatched and not ignore_mismatched_sizes:
+        raise CheckpointError(
+            f"{folder}: parameters of another shape than the configuration's:\n{report.as_text()}\n"
+            "Correct the configuration, or pass ignore_mismatched_sizes=True to begin them anew."
+        )
+    _fill(model, taken, report, _dtype(dtype, config, taken), torch.device("cpu" if device is None else device))
+    text = report.as_text()
+    if text:
+        _log.warning("%s from %s:\n%s", model_class.__name__, folder, text)
+    return model.eval(), report
+
+
+def _configuration(folder: Path, config: LongformerConfig | None, overrides: dict[str, Any]) -> LongformerConfig:
+    fields = {*inspect.signature(LongformerConfig).parameters, "num_labels"} - {"unknown"}
+    unknown = sorted(set(overrides) - fields)
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: got unexpected arguments, expected fields of LongformerConfig, arguments of the "
+            f"constructor, or {', '.join(_HUB_OPTIONS)}."
+        )
+    if config is None:
+        return LongformerConfig.from_pretrained(folder, **overrides)
+    if not isinstance(config, LongformerConfig):
+        raise TypeError(f"config: got {type(config).__name__}, expected a LongformerConfig.")
+    return LongformerConfig.from_dict(config.to_dict(), **overrides) if overrides else config
+
+
+def _renamed(name: str, model: LongformerPreTrainedModel) -> str:
+    """The name that a checkpoint's tensor has in ``model``: heads hold the encoder under a prefix, the encoder has none."""
+    head_prefix = f"{model.base_model_prefix}."
+    has_head = model.base_model is not model
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return (head_prefix if has_head else "") + name.removeprefix(prefix)
+    is_encoders = name.split(".", maxsplit=1)[0] in ("embeddings", "encoder", "pooler")
+    return head_prefix + name if has_head and is_encoders else name
+
+
+def _compare(model: LongformerPreTrainedModel, tensors: dict[str, Tensor]) -> tuple[Report, dict[str, Tensor]]:
+    wanted = model.state_dict()
+    mismatched = [
+        (name, tuple(tensors[name].shape), tuple(wanted[name].shape))
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    wrong = {name for name, *_ in mismatched}
+    taken = {name: tensors[name] for name in wanted if name in tensors and name not in wrong}
+    twins = _tied(model)
+    missing = [name for name in wanted if name not in tensors and not any(twin in taken for twin in twins.get(name, ()))]
+    copied = [name for name in missing if _local_name(name) in taken]
+    new = [name for name in missing if name not in copied]
+    return Report(new, copied, [name for name in tensors if name not in wanted], mismatched), taken
+
+
+def _tied(model: nn.Module) -> dict[str, list[str]]:
+    """{name: the other names of the same parameter}."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: [other for other in group if other != name] for group in names.values() for name in group}
+
+
+def _local_name(name: str) -> str | None:
+    """``...self.query.weight`` for ``...self.query_global.weight``; None for anything else."""
+    for projection in GLOBAL_PROJECTIONS:
+        if f".self.{projection}." in name:
+            return name.replace(projection, projection.removesuffix("_global"))
+    return None
+
+
+def _dtype(requested: torch.dtype | str | None, config: LongformerConfig, tensors: dict[str, Tensor]) -> torch.dtype:
+    if requested == "auto":
+        floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+        return config.dtype or next(floating, torch.float32)
+    return dtype_of(requested) or torch.float32
+
+
+def _fill(
+    model: LongformerPreTrainedModel, taken: dict[str, Tensor], report: Report, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Give every parameter its storage and its value."""
+    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in taken.items()}
+    state |= {name: state[local].clone() for name in report.copied if (local := _local_name(name)) is not None}
+    twins = _tied(model)
+    for name, tensor in list(state.items()):
+        state.update(dict.fromkeys((twin for twin in twins[name] if twin not in state), tensor))
+    begun = [name for name in model.state_dict() if name not in state]
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    state |= {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in begun}
+    model.load_state_dict(state, assign=True)
+    initialise(model, begun, model.config.initializer_range)
+    model.tie_weights()

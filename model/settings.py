@@ -1,0 +1,181 @@
+"""What the fields of a configuration may hold, and how files of others are read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from longformer_triton.model.config import LongformerConfig
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
+
+ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# RoBERTa's encoder has Longformer's layout but for the global projections, which then begin as copies of the local ones.
+READABLE_TYPES = ("longformer", "roberta", "xlm-roberta", "camembert")
+# Fields that transformers does not have, and their defaults: written only where they differ.
+OWN_FIELDS = {"absorb_global_projections": "auto", "max_globals": None}
+
+# Keys that transformers or AllenAI write into every file and that have no meaning for an encoder: kept without a word.
+# fmt: off
+_INERT = frozenset((
+    "add_cross_attention", "attention_mode", "bad_words_ids", "begin_suppress_tokens", "classifier_dropout",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "ignore_attention_mask", "is_decoder", "is_encoder_decoder",
+    "length_penalty", "max_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_return_sequences", "output_past", "output_scores", "position_embedding_type", "prefix",
+    "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "task_specific_params",
+    "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat", "use_cache"
+))
+# fmt: on
+# What AllenAI's class writes and Hugging Face's files do not have. (Theirs have attention_mode too, as "longformer".)
+_ALLENAI_MODES = ("sliding_chunks", "sliding_chunks_no_overlap", "tvm", "n2")
+
+
+def tell_unused(entries: Mapping[str, Any]) -> None:
+    """Name, once each, the keys that nothing reads."""
+    names = [name for name in entries if name not in _INERT and not name.startswith("_") and name not in _told]
+    if names:
+        _told.update(names)
+        _log.warning("config: kept, but nothing here reads them: %s", ", ".join(sorted(names)))
+
+
+def from_allenai(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries with AllenAI's one-sided attention windows doubled; other entries come back as they are.
+
+    Raises:
+        NotImplementedError: a mode that no sliding window equals, dilation, or autoregressive attention.
+    """
+    mode = entries.get("attention_mode")
+    if mode not in _ALLENAI_MODES and "attention_dilation" not in entries and "autoregressive" not in entries:
+        return entries
+    if mode in ("n2", "sliding_chunks_no_overlap"):
+        raise NotImplementedError(
+            f"attention_mode: got {mode!r}, expected 'sliding_chunks' or 'tvm', AllenAI's exact sliding windows."
+        )
+    dilation = entries.pop("attention_dilation", 1)
+    if any(step != 1 for step in (dilation if isinstance(dilation, list) else [dilation])):
+        raise NotImplementedError(
+            f"attention_dilation: got {dilation!r}, expected 1 everywhere: the encoder's windows are not dilated "
+            "(sliding_window_attention takes a dilation)."
+        )
+    if entries.pop("autoregressive", False):
+        raise NotImplementedError(
+            "autoregressive: got true, expected false: the encoder is bidirectional "
+            "(sliding_window_attention is causal on request)."
+        )
+    entries.pop("attention_mode", None)
+    given = entries.get("attention_window")
+    if given is not None:
+        entries["attention_window"] = [2 * side for side in given] if isinstance(given, list) else 2 * given
+        _log.warning(
+            "config: attention_window %s is AllenAI's, one side; it became %s, both sides together, Hugging Face's meaning",
+            given, entries["attention_window"],
+        )  # fmt: skip
+    return entries
+
+
+def dtype_of(value: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype from itself or its name."""
+    if value is None or isinstance(value, torch.dtype):
+        return value
+    found = getattr(torch, str(value).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype: got {value!r}, expected a torch.dtype or its name, such as 'float32' or 'bfloat16'.")
+    return found
+
+
+def label_maps(
+    num_labels: int | None, id2label: Mapping[Any, str] | None, label2id: Mapping[str, int] | None
+) -> tuple[dict[int, str], dict[str, int]]:
+    """(id2label, label2id) that agree; LABEL_0, LABEL_1, ... where no names are given, two labels where no number is."""
+    for name, value in (("id2label", id2label), ("label2id", label2id)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{name}: got {type(value).__name__}, expected a mapping between ids and names of labels.")
+    if num_labels is not None and (not _is_int(num_labels) or num_labels < 1):
+        raise ValueError(f"num_labels: got {num_labels!r}, expected an int >= 1.")
+    if id2label is None and label2id is not None:
+        id2label = {number: name for name, number in label2id.items()}
+    if id2label is None:
+        id2label = {number: f"LABEL_{number}" for number in range(2 if num_labels is None else num_labels)}
+    names = {int(number): name for number, name in id2label.items()}
+    if num_labels is not None and len(names) != num_labels:
+        raise ValueError(f"num_labels: got {num_labels} and an id2label of {len(names)}, expected one of them, or agreement.")
+    return names, dict(label2id) if label2id is not None else {name: number for number, name in names.items()}
+
+
+def windows(value: Any, num_layers: int) -> list[int]:
+    """One even, positive window for each layer."""
+    if _is_int(value):
+        value = [value] * num_layers
+    if not isinstance(value, (list, tuple)) or not all(map(_is_int, value)):
+        raise TypeError(f"attention_window: got {value!r}, expected an int, or a list with one int for each layer.")
+    if len(value) != num_layers:
+        raise ValueError(
+            f"attention_window: got {len(value)} values, expected one for each of the {num_layers} layers (num_hidden_layers)."
+        )
+    wrong = next((window for window in value if window < 2 or window % 2), None)
+    if wrong is not None:
+        raise ValueError(
+            f"attention_window: got {wrong}, expected even numbers >= 2: tokens of both sides together. "
+            "(AllenAI's configurations count one side: twice that is meant here.)"
+        )
+    return list(value)
+
+
+def check(config: LongformerConfig) -> None:
+    """Refuse a configuration of which no model can be made; the message names the field."""
+    for name in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings", "type_vocab_size",
+    ):  # fmt: skip
+        _check_number(config, name, int, lowest=1)
+    for name in ("pad_token_id", "chunk_size_feed_forward"):
+        _check_number(config, name, int, lowest=0)
+    for name in ("initializer_range", "layer_norm_eps"):
+        _check_number(config, name, float, lowest=0)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        _check_number(config, name, float, lowest=0, highest=1)
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size: got {config.hidden_size} with {config.num_attention_heads} attention heads, expected a multiple."
+        )
+    for name in ("vocab_size", "max_position_embeddings"):
+        if getattr(config, name) <= config.pad_token_id:
+            raise ValueError(f"{name}: got {getattr(config, name)}, expected more than pad_token_id ({config.pad_token_id}).")
+    if not callable(config.hidden_act) and config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}, or a function.")
+    if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type: got {config.problem_type!r}, expected None or one of {', '.join(PROBLEM_TYPES)}.")
+    if config.absorb_global_projections not in ("auto", True, False):
+        raise ValueError(
+            f"absorb_global_projections: got {config.absorb_global_projections!r}, expected 'auto', True or False."
+        )
+    windows(config.attention_window, config.num_hidden_layers)
+    for layer, heads in config.pruned_heads.items():
+        if not 0 <= layer < config.num_hidden_layers or not set(heads) < set(range(config.num_attention_heads)):
+            raise ValueError(
+                f"pruned_heads: got heads {heads} of layer {layer}, expected layers below {config.num_hidden_layers}, "
+                f"heads below {config.num_attention_heads}, and one head left at least."
+            )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_number(config: LongformerConfig, name: str, kind: type, *, lowest: float, highest: float | None = None) -> None:
+    value = getattr(config, name)
+    fits = _is_int(value) or (kind is float and isinstance(value, float))
+    meaning = f"{'an int' if kind is int else 'a number'} >= {lowest}" + ("" if highest is None else f" and <= {highest}")
+    if not fits:
+        raise TypeError(f"{name}: got {value!r}, expected {meaning}.")
+    if value < lowest or (highest is not None and value > highest):
+        raise ValueError(f"{name}: got {value!r}, expected {meaning}.")
