@@ -223,7 +223,8 @@ def attention_probabilities(
         ``pattern.global_index``, then the window, the token itself at column G + left; zero where a window column falls on a
         global token (its probability stands in the first G columns), on padding or outside the text.
         global, (batch, len(heads), seq_len, G): how much each global token attends to each token; None without
-        ``query_global`` or without any global token. Both in float32 (float64 for float64 inputs).
+        ``query_global`` or without any global token (a traced graph cannot know, and may give G = 0). Both in float32
+        (float64 for float64 inputs).
 
     Raises:
         TypeError, ValueError: as in :func:`longformer_attention`.
@@ -240,7 +241,9 @@ def attention_probabilities(
     if with_rows:
         checks.global_inputs(query, query_global, key_global, key_global, pattern)
     local = probabilities.local_map(query, key, pattern, factor, chosen_heads, chosen_rows, with_rows)
-    if query_global is None or key_global is None or pattern.global_index.shape[1] == 0:
+    # While tracing the number of global tokens may be unknown; the map then has that many columns, none being one of them.
+    none_is_global = pattern.global_mask is None or (not torch.compiler.is_compiling() and pattern.global_index.shape[1] == 0)
+    if query_global is None or key_global is None or none_is_global:
         return local, None
     return local, probabilities.global_map(query_global, key_global, pattern, factor, chosen_heads)
 

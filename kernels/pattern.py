@@ -116,11 +116,14 @@ class AttentionPattern:
         if global_mask is not None and key_mask is not None:
             global_mask = global_mask & key_mask
 
-        if global_mask is None:
+        if global_mask is not None:
+            index, count = compaction.global_index(global_mask, max_globals)
+            # Where the width was counted and is known, a mask that marks nothing is as good as none, and cheaper.
+            if max_globals is None and not torch.compiler.is_compiling() and index.shape[1] == 0:
+                global_mask = None
+        else:
             index = torch.empty((batch, 0), dtype=torch.int64, device=place)
             count = torch.zeros((batch,), dtype=torch.int64, device=place)
-        else:
-            index, count = compaction.global_index(global_mask, max_globals)
         return cls((left, right), steps, bool(is_causal), batch, seq_len, key_mask, global_mask, index, count)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class LongformerPreTrainedModel(nn.Module):
     @property
     def base_model(self) -> LongformerModel:
         """The encoder inside, or the model itself if it is the encoder."""
-        return getattr(self, self.base_model_prefix, self)  # type: ignore[return-value]
+        return cast("LongformerModel", getattr(self, self.base_model_prefix, self))
 
     @property
     def device(self) -> torch.device:

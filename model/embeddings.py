@@ -76,7 +76,9 @@ class LongformerEmbeddings(nn.Module):
         """
         if torch.compiler.is_exporting() or position_ids is not None:
             return
-        tokens = inputs_embeds.shape[1] if input_ids is None or inputs_embeds is not None else input_ids.shape[1]
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        tokens = given.shape[1]
         if tokens <= self.longest:
             return
         if input_ids is not None and not torch.compiler.is_compiling():

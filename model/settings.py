@@ -32,7 +32,7 @@ _INERT = frozenset((
     "num_beams", "num_return_sequences", "output_past", "output_scores", "position_embedding_type", "prefix",
     "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "task_specific_params",
     "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torchscript",
-    "transformers_version", "typical_p", "use_bfloat", "use_cache"
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache"
 ))
 # fmt: on
 # What AllenAI's class writes and Hugging Face's files do not have. (Theirs have attention_mode too, as "longformer".)

@@ -225,9 +225,19 @@ def test_batch_of_nothing():
 
 def test_masks_are_not_kept_by_reference_when_they_are_written_later():
     """A loader that reuses its mask buffer must not change a pattern built before."""
-    real, marked = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    real, marked = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True, False, False, False]])
     pattern = AttentionPattern.from_masks(real, marked, window=1)
     real.zero_()
     marked.fill_(True)
     assert pattern.key_mask.all()
-    assert not pattern.global_mask.any()
+    assert pattern.global_mask.tolist() == [[True, False, False, False]]
+
+
+def test_a_mask_that_marks_nothing_is_as_good_as_none():
+    pattern = AttentionPattern.from_masks(None, torch.zeros(1, 4), window=1)
+    assert pattern.global_mask is None
+    assert pattern.global_index.shape == (1, 0)
+    # A width that was given is kept: a captured graph needs the same tensors whatever the mask says.
+    kept = AttentionPattern.from_masks(None, torch.zeros(1, 4), window=1, max_globals=2)
+    assert kept.global_mask is not None
+    assert kept.global_index.tolist() == [[-1, -1]]
