@@ -21,6 +21,7 @@ def prepare_bench() -> None:
     """Measure attention and draw what came out."""
     # Read when torch loads: its profiler, which measures memory, otherwise logs two lines for every cell.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     missing = [name for name in _BENCH_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         _fail(f"{', '.join(missing)}: not installed; run: pip install 'longformer-triton[bench]'")
@@ -167,6 +168,67 @@ def core(
     console = Console()
     results = run_core(out, console, dtype=dtype, device=_device(device), threads=threads, rounds=rounds)
     console.print(as_table(results))
+
+
+@bench.command()
+def model(
+    out: Folder = pathlib.Path("results/model"),
+    lengths: Annotated[str | None, typer.Option(help="Text lengths, such as 512,4k,16k.")] = None,
+    window: Annotated[int | None, typer.Option(help="attention_window, both sides together.", min=2)] = None,
+    direction: Annotated[str | None, typer.Option(help="forward or 'training step'; the default is both.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    heads: Annotated[int | None, typer.Option(min=1)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
+    cell_seconds: Annotated[float | None, typer.Option(help="Seconds of rounds a model.", min=0)] = None,
+    max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+) -> None:
+    """Compare whole models, base-sized: ours, transformers' Longformer, and RoBERTa with full attention, side by side.
+
+    Examples:
+
+        longformer-triton bench model
+
+        longformer-triton bench model --lengths 512,1k,2k --layers 2 --out results/small
+    """
+    from rich.console import Console
+
+    from longformer_triton.bench.model_findings import as_table, findings, load_models
+    from longformer_triton.bench.model_plot import draw_and_describe
+    from longformer_triton.bench.model_sweep import ModelPlan, run_models
+
+    given: dict[str, Any] = {
+        "lengths": None if lengths is None else _numbers("--lengths", lengths),
+        "window": window,
+        "directions": None if direction is None else (direction,),
+        "batch": batch,
+        "layers": layers,
+        "heads": heads,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "threads": threads,
+        "time_limit": time_limit,
+        "cell_seconds": cell_seconds,
+        "max_call_seconds": max_call_seconds,
+    }
+    console = Console()
+    plan = ModelPlan(device=_device(device), **{name: value for name, value in given.items() if value is not None})
+    try:
+        finished = run_models(plan, out, console)
+        console.print(as_table(findings(load_models(out))))
+        for path in draw_and_describe(out):
+            typer.echo(str(path))
+    except ValueError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
+        raise typer.Exit(130) from None
+    if not finished:
+        console.print("the time limit came first; the same command resumes.")
 
 
 _ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."

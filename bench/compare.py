@@ -7,8 +7,9 @@ import pathlib
 import pandas as pd
 from rich.table import Table
 
+from longformer_triton.bench.cases import Case
 from longformer_triton.bench.plot import load
-from longformer_triton.bench.record import CASE_COLUMNS
+from longformer_triton.bench.record import names
 
 
 def pair_up(first: pathlib.Path, second: pathlib.Path) -> pd.DataFrame:
@@ -17,8 +18,9 @@ def pair_up(first: pathlib.Path, second: pathlib.Path) -> pd.DataFrame:
     Raises:
         ValueError: a folder holds nothing, or they share no cell.
     """
-    measured = [load(folder)[[*CASE_COLUMNS, "p20_ms", "p50_ms", "p80_ms"]] for folder in (first, second)]
-    pairs = measured[0].merge(measured[1], on=CASE_COLUMNS, suffixes=("_first", "_second"))
+    axes = names(Case)
+    measured = [load(folder)[[*axes, "p20_ms", "p50_ms", "p80_ms"]] for folder in (first, second)]
+    pairs = measured[0].merge(measured[1], on=axes, suffixes=("_first", "_second"))
     if pairs.empty:
         raise ValueError(f"folders: {first} and {second} share no measured cell; sweep the same axes in both.")
     pairs["ratio"] = pairs["p50_ms_second"] / pairs["p50_ms_first"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -27,9 +28,11 @@ _STYLE = {
     "sdpa-cudnn": ("#000000", ">"),
     "varlen": ("#56B4E9", "h"),
     "flex-tuned": ("#009E73", "*"),
+    "ours": ("#0072B2", "o"),
+    "roberta": ("#000000", "s"),
 }
 _OTHER_STYLE = ("#56B4E9", "P")
-_SETTINGS: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -79,11 +82,14 @@ def _main_window(frame: pd.DataFrame) -> int:
     return 512 if 512 in windows else windows[len(windows) // 2]
 
 
-def _lines(axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: bool) -> None:
+def lines(
+    axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: bool, title: Callable[[str], str] = _title
+) -> None:
+    """One line a provider, with its fitted exponent in the legend if wanted, and the spread of times behind it."""
     for provider, rows in frame.groupby("provider", sort=False):
         rows = rows.sort_values(x)
         color, marker = _STYLE.get(str(provider), _OTHER_STYLE)
-        label = _title(str(provider))
+        label = title(str(provider))
         if with_exponent:
             exponent = fitted_exponent(rows[x].to_numpy(float), rows[column].to_numpy(float))
             label += "" if exponent is None else f": $N^{{{exponent:.2f}}}$"
@@ -92,7 +98,8 @@ def _lines(axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: 
             axes.fill_between(rows[x], rows["p20_ms"], rows["p80_ms"], color=color, alpha=0.15, linewidth=0)
 
 
-def _log_axes(axes: Axes, ticks: list[int], x_label: str, y_label: str) -> None:
+def log_axes(axes: Axes, ticks: list[int], x_label: str, y_label: str) -> None:
+    """Logarithmic axes with the measured lengths as ticks."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
@@ -131,8 +138,8 @@ def draw_scaling(frame: pd.DataFrame) -> Figure:
             (grid[0][column], "p50_ms", "milliseconds a call (median, p20 to p80)"),
             (grid[1][column], "peak_extra_mib", "peak extra memory, MiB"),
         ):
-            _lines(axes, rows, value, "seq_len", with_exponent=True)
-            _log_axes(axes, ticks, "sequence length N, tokens", label)
+            lines(axes, rows, value, "seq_len", with_exponent=True)
+            log_axes(axes, ticks, "sequence length N, tokens", label)
             low, high = axes.get_ylim()
             axes.set_ylim(low, high * (high / low) ** 0.42)  # room for the legend above the lines
             axes.legend(fontsize=10, loc="upper left")
@@ -152,11 +159,11 @@ def draw_windows(frame: pd.DataFrame) -> Figure:
         windowed = rows[rows["window"].notna()]
         length = int(windowed[windowed["provider"].isin(_OURS)]["seq_len"].max())
         at_length = windowed[windowed["seq_len"] == length]
-        _lines(axes, at_length, "p50_ms", "window", with_exponent=False)
+        lines(axes, at_length, "p50_ms", "window", with_exponent=False)
         full = rows[rows["window"].isna() & (rows["seq_len"] == length)]
         for _, row in full.iterrows():
             axes.axhline(row["p50_ms"], color=_STYLE["sdpa"][0], linestyle="--", label=_title(row["provider"]))
-        _log_axes(axes, sorted(at_length["window"].astype(int).unique()), "window, tokens (both sides)", "milliseconds a call")
+        log_axes(axes, sorted(at_length["window"].astype(int).unique()), "window, tokens (both sides)", "milliseconds a call")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.35)
         axes.set_title(f"{direction}, N = {_short(length)}")
@@ -208,6 +215,19 @@ def draw_speedup(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def write(figures: Mapping[str, Figure | None], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Save figures by name as PNG and SVG; returns the files."""
+    written = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        for suffix, options in ((".png", {"dpi": 110}), (".svg", {"metadata": {"Date": None}})):
+            path = folder / f"{name}{suffix}"
+            figure.savefig(path, **options)
+            written.append(path)
+    return written
+
+
 def draw_all(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draw every picture of a results folder as PNG and SVG; returns the files.
 
@@ -215,14 +235,6 @@ def draw_all(folder: pathlib.Path) -> list[pathlib.Path]:
         ValueError: the folder holds nothing to draw.
     """
     frame = load(folder)
-    written = []
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figures = {"scaling": draw_scaling(frame), "windows": draw_windows(frame), "speedup": draw_speedup(frame)}
-        for name, figure in figures.items():
-            if figure is None:
-                continue
-            for suffix, options in ((".png", {"dpi": 110}), (".svg", {"metadata": {"Date": None}})):
-                path = folder / f"{name}{suffix}"
-                figure.savefig(path, **options)
-                written.append(path)
-    return written
+        return write(figures, folder)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longformer_triton.bench.cases import DIRECTIONS, DTYPES, Case
 from longformer_triton.bench.machine import free_bytes, provenance
+from longformer_triton.bench.measure import measure
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
 from longformer_triton.bench.worker import Worker
@@ -144,7 +145,7 @@ def run_sweep(plan: Plan, folder: pathlib.Path, console: Console) -> bool:
         origin["threads"] = str(plan.threads)
     cases = list(plan.cases())
     deadline = None if plan.time_limit is None else time.monotonic() + plan.time_limit
-    worker = Worker(plan.device, plan.threads)
+    worker = Worker(plan.device, plan.threads, measure)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console.print(f"{len(cases)} cells on {origin['device']}, {sum(case in done for case in cases)} done before: {record.path}")
     try:

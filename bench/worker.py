@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from longformer_triton.bench.cases import Case
-from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, WRONG
 
 _POLL_SECONDS = 0.1
 
-Outcome = tuple[str, str, Measurement | None]
+# A status, the reason when it is not OK, and what was measured.
+Outcome = tuple[str, str, Any]
+Measure = Callable[[Any, Any, float], Any]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -24,12 +24,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _serve(connection: multiprocessing.connection.Connection, device_name: str, threads: int | None) -> None:
+def _serve(connection: multiprocessing.connection.Connection, device_name: str, threads: int | None, measure: Measure) -> None:
     """Measure case after case until the other end closes."""
     import torch
 
     from longformer_triton.bench.check import WrongAnswerError
-    from longformer_triton.bench.measure import measure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -54,10 +53,13 @@ def _serve(connection: multiprocessing.connection.Connection, device_name: str, 
 
 
 class Worker:
-    """A child process that takes one case at a time and is replaced when it dies."""
+    """A child process that takes one case at a time and is replaced when it dies.
 
-    def __init__(self, device: str, threads: int | None, serve: Callable[..., None] = _serve) -> None:
-        self._arguments = (device, threads)
+    ``measure(case, device, seconds)`` is a function that the child can import; the case is whatever it takes.
+    """
+
+    def __init__(self, device: str, threads: int | None, measure: Measure, serve: Callable[..., None] = _serve) -> None:
+        self._arguments = (device, threads, measure)
         self._serve = serve
         self._process: Any = None
         self._connection: Any = None
@@ -70,7 +72,7 @@ class Worker:
         self._process.start()
         child.close()
 
-    def run(self, case: Case, cell_seconds: float, deadline: float | None) -> Outcome | None:
+    def run(self, case: Any, cell_seconds: float, deadline: float | None) -> Outcome | None:
         """The outcome of one cell, or None when ``deadline`` (of ``time.monotonic``) came first; the child is then stopped."""
         if self._process is None or not self._process.is_alive():
             self._start()

@@ -8,7 +8,7 @@ from longformer_triton.bench.cases import FORWARD, TRAINING, Case
 from longformer_triton.bench.compare import pair_up
 from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.plot import draw_all, fitted_exponent, load
-from longformer_triton.bench.record import COLUMNS, OK, SKIPPED, Record
+from longformer_triton.bench.record import OK, SKIPPED, Record
 from longformer_triton.cli import app
 
 ORIGIN = {"device": "a processor", "threads": "2", "torch": "2.0", "date": "2026-01-01T00:00:00+00:00"}
@@ -117,7 +117,7 @@ def test_command_sweep_runs_end_to_end(tmp_path):
     )
     assert result.exit_code == 0, result.output
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert header == ",".join(COLUMNS)
+    assert header == ",".join(Record(tmp_path).columns)
     assert len(lines) == 3 * 2 * (2 + 1)
     assert (tmp_path / "speedup.png").exists()
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from longformer_triton.bench import sweep as sweep_module
 from longformer_triton.bench.cases import FORWARD, Case
-from longformer_triton.bench.measure import Measurement
+from longformer_triton.bench.measure import Measurement, measure
 from longformer_triton.bench.record import DIED, OK, OUT_OF_MEMORY, SKIPPED, Record
 from longformer_triton.bench.sweep import Plan, run_sweep, unavailable, why_skip
 from longformer_triton.bench.worker import Worker
@@ -97,7 +97,7 @@ def test_the_time_limit_stops_between_cells(tmp_path, console, fake_worker):
 
 
 def test_a_killed_child_is_recorded_and_replaced():
-    worker = Worker("cpu", 1, serve=die_on_the_first_case)
+    worker = Worker("cpu", 1, measure, serve=die_on_the_first_case)
     case = Case("ours-torch", FORWARD, 32, 8)
     for _ in range(2):
         status, reason, measurement = worker.run(case, 0.0, None)
@@ -108,7 +108,7 @@ def test_a_killed_child_is_recorded_and_replaced():
 
 
 def test_a_deadline_stops_a_running_cell():
-    worker = Worker("cpu", 1, serve=never_answer)
+    worker = Worker("cpu", 1, measure, serve=never_answer)
     assert worker.run(Case("ours-torch", FORWARD, 32, 8), 0.0, time.monotonic()) is None
 
 

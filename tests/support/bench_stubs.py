@@ -3,13 +3,13 @@
 import os
 
 
-def die_on_the_first_case(connection, device_name, threads):
+def die_on_the_first_case(connection, device_name, threads, measure):
     """What the system does to a process that takes too much memory."""
     connection.recv()
     os.kill(os.getpid(), 9)
 
 
-def never_answer(connection, device_name, threads):
+def never_answer(connection, device_name, threads, measure):
     """Take the case and wait for a second one, which does not come."""
     connection.recv()
     connection.recv()

@@ -1,0 +1,241 @@
+"""Whole models, side by side: a classifier of texts as ours, as transformers' Longformer, as RoBERTa with full attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from longformer_triton.bench.cases import DTYPES
+from longformer_triton.bench.check import WrongAnswerError
+from longformer_triton.bench.measure import peak_extra_bytes
+
+FORWARD, TRAINING = "forward", "training step"
+DIRECTIONS = (FORWARD, TRAINING)
+_FEWEST, _MOST = 3, 30
+_VOCABULARY, _FIRST_WORD = 50265, 5
+# Rounding of twelve layers in each dtype; what it lets through is far from what a wrong mask does.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+State = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCase:
+    """The axes of one cell: a model of ``layers`` layers of width ``heads * head_dim`` and texts of ``seq_len`` tokens.
+
+    ``window`` is Hugging Face's attention_window, the total of both sides; None for full attention. The first token is global.
+    """
+
+    provider: str
+    direction: str
+    seq_len: int
+    window: int | None
+    batch: int = 1
+    layers: int = 12
+    heads: int = 12
+    head_dim: int = 64
+    dtype: str = "float32"
+
+    @property
+    def sizes(self) -> dict[str, object]:
+        """The configuration's fields that all three kinds of models share; dropouts are the default, 0.1."""
+        width = self.heads * self.head_dim
+        return {
+            "vocab_size": _VOCABULARY,
+            "hidden_size": width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": self.seq_len + 2,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            "pad_token_id": 1,
+        }
+
+
+@dataclasses.dataclass
+class ModelMeasurement:
+    """Milliseconds a call, MiB beyond the model itself at the peak, tokens a second at the median, and how far the logits are
+    from transformers' (of the largest; None without them)."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    repeats: int
+    first_call_ms: float
+    peak_extra_mib: float
+    tokens_per_second: float
+    relative_error: float | None
+
+
+class ModelProvider:
+    """An implementation of the classifier: builds a model with given weights."""
+
+    def __init__(self, name: str, title: str, options: Mapping[str, object] | None = None) -> None:
+        self.name, self.title, self.options = name, title, options or {}
+
+    is_windowed = True
+
+    def why_not(self) -> str | None:
+        """The reason that it cannot run here, or None."""
+        return None
+
+    def build(self, case: ModelCase, state: State | None) -> nn.Module:
+        """A model with the weights ``state``, named as in ours; None leaves initial ones."""
+        from longformer_triton import LongformerConfig, LongformerForSequenceClassification
+
+        config = LongformerConfig(**case.sizes, attention_window=case.window, **self.options)  # type: ignore[arg-type]
+        model = LongformerForSequenceClassification(config)
+        if state is not None:
+            model.load_state_dict(state)
+        return model
+
+
+class _Transformers(ModelProvider):
+    def why_not(self) -> str | None:
+        return None if importlib.util.find_spec("transformers") else "transformers is not installed"
+
+    def build(self, case: ModelCase, state: State | None) -> nn.Module:
+        from transformers import LongformerConfig, LongformerForSequenceClassification
+
+        model: nn.Module = LongformerForSequenceClassification(LongformerConfig(**case.sizes, attention_window=case.window))
+        if state is not None:
+            model.load_state_dict(state)
+        return model
+
+
+class _Roberta(_Transformers):
+    is_windowed = False
+
+    def build(self, case: ModelCase, state: State | None) -> nn.Module:
+        from transformers import RobertaConfig, RobertaForSequenceClassification
+
+        model: nn.Module = RobertaForSequenceClassification(RobertaConfig(**case.sizes, attn_implementation="sdpa"))
+        if state is not None:
+            model.load_state_dict(
+                {name.replace("longformer.", "roberta."): weight for name, weight in state.items() if "_global" not in name}
+            )
+        return model
+
+
+OURS, UNABSORBED, PEER, FULL = "ours", "ours-projected", "transformers", "roberta"
+MODELS: dict[str, ModelProvider] = {
+    provider.name: provider
+    for provider in (
+        ModelProvider(OURS, "longformer-triton"),
+        _Transformers(PEER, "transformers Longformer"),
+        _Roberta(FULL, "transformers RoBERTa, SDPA"),
+        ModelProvider(UNABSORBED, "longformer-triton, global projections of all tokens", {"absorb_global_projections": False}),
+    )
+}
+
+
+class ModelCell:
+    """A model set up for a case: :meth:`call` is what is timed."""
+
+    def __init__(self, case: ModelCase, device: torch.device, state: State) -> None:
+        self.case, self.device = case, device
+        self.model = MODELS[case.provider].build(case, state).to(device, DTYPES[case.dtype])
+        generator = torch.Generator().manual_seed(case.seq_len)
+        shape = (case.batch, case.seq_len)
+        ids = torch.randint(_FIRST_WORD, _VOCABULARY, shape, generator=generator).to(device)
+        self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if MODELS[case.provider].is_windowed:
+            marked = torch.zeros_like(ids)
+            marked[:, 0] = 1
+            self.inputs["global_attention_mask"] = marked
+        self.labels = torch.zeros(case.batch, dtype=torch.int64, device=device)
+        self.model.eval()
+        with torch.no_grad():
+            self.logits = self.model(**self.inputs).logits.double().cpu()
+        self.model.train(case.direction == TRAINING)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.first_call_ms = self.time_once()
+
+    def call(self) -> None:
+        """Logits without a graph; or loss, gradients and a step of AdamW, with dropout."""
+        if self.case.direction == FORWARD:
+            with torch.no_grad():
+                self.model(**self.inputs)
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model(**self.inputs, labels=self.labels).loss.backward()
+        self.optimizer.step()
+
+    def time_once(self) -> float:
+        """Milliseconds of one call, the device's work included."""
+        start = time.perf_counter()
+        self.call()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return (time.perf_counter() - start) * 1e3
+
+
+def _errors(cells: Sequence[ModelCell]) -> dict[str, float | None]:
+    """By provider, the distance of its logits from transformers'.
+
+    Raises:
+        WrongAnswerError: a windowed model's are further away than rounding explains.
+    """
+    expected = next((cell.logits for cell in cells if cell.case.provider == PEER), None)
+    errors: dict[str, float | None] = {}
+    for cell in cells:
+        if expected is None or not MODELS[cell.case.provider].is_windowed:
+            errors[cell.case.provider] = None
+            continue
+        error = ((cell.logits - expected).abs().max() / expected.abs().max()).item()
+        if not error <= _TOLERANCE[DTYPES[cell.case.dtype]]:
+            raise WrongAnswerError(f"logits of {cell.case.provider} are {error:.1e} of the largest away from transformers'")
+        errors[cell.case.provider] = float(f"{error:.2e}")
+    return errors
+
+
+def measure_together(cases: Sequence[ModelCase], device: torch.device, seconds: float) -> dict[str, ModelMeasurement]:
+    """Measure cells that differ in their provider alone, each once a round, so that a noisy machine is unfair to none.
+
+    Args:
+        cases: one for each provider.
+        device: where.
+        seconds: of rounds for each provider; there are three rounds at least.
+
+    Raises:
+        WrongAnswerError: models with the same weights and masks disagree.
+        torch.OutOfMemoryError: as the device says.
+    """
+    torch.manual_seed(0)
+    window = next((case.window for case in cases if case.window is not None), 2)
+    state = MODELS[OURS].build(dataclasses.replace(cases[0], window=window), None).state_dict()
+    cells = [ModelCell(case, device, state) for case in cases]
+    errors = _errors(cells)
+    peaks = [peak_extra_bytes(cell.call, device) for cell in cells]
+    samples: list[list[float]] = [[] for _ in cells]
+    deadline = time.perf_counter() + seconds * len(cells)
+    for finished in range(_MOST):
+        if finished >= _FEWEST and time.perf_counter() > deadline:
+            break
+        for cell, times in zip(cells, samples, strict=True):
+            times.append(cell.time_once())
+    return {
+        cell.case.provider: _summarise(cell, times, peak, errors[cell.case.provider])
+        for cell, times, peak in zip(cells, samples, peaks, strict=True)
+    }
+
+
+def _summarise(cell: ModelCell, samples_ms: list[float], peak_bytes: int, error: float | None) -> ModelMeasurement:
+    cuts = statistics.quantiles(samples_ms, n=10, method="inclusive")
+    median = statistics.median(samples_ms)
+    return ModelMeasurement(
+        p20_ms=round(cuts[1], 3),
+        p50_ms=round(median, 3),
+        p80_ms=round(cuts[7], 3),
+        repeats=len(samples_ms),
+        first_call_ms=round(cell.first_call_ms, 3),
+        peak_extra_mib=round(peak_bytes / 2**20, 3),
+        tokens_per_second=round(cell.case.batch * cell.case.seq_len / median * 1e3, 2),
+        relative_error=error,
+    )

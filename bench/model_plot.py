@@ -1,0 +1,63 @@
+"""Pictures of whole models: tokens a second and memory against length."""
+
+from __future__ import annotations
+
+import pathlib
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from longformer_triton.bench.model_cells import DIRECTIONS, MODELS, UNABSORBED
+from longformer_triton.bench.model_findings import MARKDOWN_NAME, as_markdown, load_models
+from longformer_triton.bench.plot import SETTINGS, lines, log_axes, write
+
+
+def _title(provider: str) -> str:
+    return MODELS[provider].title if provider in MODELS else provider
+
+
+def draw_models(frame: pd.DataFrame) -> Figure:
+    """Tokens a second above, peak extra memory below; a column for each direction."""
+    frame = frame[frame["provider"] != UNABSORBED]
+    directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
+    figure = Figure(figsize=(6.2 * len(directions), 9.6), layout="constrained")
+    grid = figure.subplots(2, len(directions), squeeze=False, sharex=True)
+    ticks = sorted(frame["seq_len"].unique())
+    for column, direction in enumerate(directions):
+        rows = frame[frame["direction"] == direction]
+        for axes, value, label, legend in (
+            (grid[0][column], "tokens_per_second", "tokens a second (median)", "lower left"),
+            (grid[1][column], "peak_extra_mib", "peak memory beyond the model, MiB", "upper left"),
+        ):
+            lines(axes, rows, value, "seq_len", with_exponent=value == "peak_extra_mib", title=_title)
+            log_axes(axes, ticks, "text length, tokens", label)
+            low, high = axes.get_ylim()
+            room = (high / low) ** 0.4
+            axes.set_ylim(*((low / room, high) if legend == "lower left" else (low, high * room)))
+            axes.legend(fontsize=10, loc=legend)
+        grid[0][column].set_title(direction)
+    first = frame.iloc[0]
+    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} threads"
+    figure.suptitle(
+        f"A text classifier of {first['layers']} layers, window {int(frame['window'].max())}, against its peers\n", fontsize=15
+    )
+    setting = (
+        f"{first['heads']} heads, head_dim {first['head_dim']}, batch {first['batch']}, {first['dtype']}, one global token; "
+        f"{first['device']}{threads}, torch {first['torch']}"
+    )
+    figure.text(0.5, 0.96, setting, ha="center", va="top", fontsize=9)
+    return figure
+
+
+def draw_and_describe(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write model.png, model.svg and model.md from a folder's rows; returns the files.
+
+    Raises:
+        ValueError: the folder holds nothing to draw.
+    """
+    frame = load_models(folder)
+    described = folder / MARKDOWN_NAME
+    described.write_text(as_markdown(frame))
+    with mpl.rc_context(SETTINGS):
+        return [described, *write({"model": draw_models(frame)}, folder)]

@@ -1,0 +1,173 @@
+"""The sweep over whole models: length x direction, implementations side by side, resumable at any point."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from longformer_triton.bench.cases import DTYPES
+from longformer_triton.bench.machine import free_bytes, provenance
+from longformer_triton.bench.model_cells import (
+    DIRECTIONS,
+    MODELS,
+    UNABSORBED,
+    ModelCase,
+    ModelMeasurement,
+    measure_together,
+)
+from longformer_triton.bench.record import OK, SKIPPED, Record
+from longformer_triton.bench.worker import Worker
+
+# The length at which implementations are compared, and the absorbed projections with those of all tokens.
+COMPARED_AT = 4096
+SHORT, USUAL = 64, 512
+_MEMORY_SHARE = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+    """The axes of a sweep and its limits; the model is base-sized unless said. Times are in seconds."""
+
+    lengths: Sequence[int] = (SHORT, USUAL, 1024, 2048, COMPARED_AT, 8192)
+    window: int = 512
+    directions: Sequence[str] = DIRECTIONS
+    batch: int = 1
+    layers: int = 12
+    heads: int = 12
+    head_dim: int = 64
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    cell_seconds: float = 10.0
+    max_call_seconds: float = 90.0
+    time_limit: float | None = None
+
+    def validate(self) -> None:
+        """Raise ValueError for axes that cannot be."""
+        unknown = [direction for direction in self.directions if direction not in DIRECTIONS]
+        if unknown:
+            raise ValueError(f"direction: got {', '.join(unknown)}, expected one of {', '.join(DIRECTIONS)}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {self.dtype}, expected one of {', '.join(DTYPES)}.")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths: got {list(self.lengths)}, expected at least one number, each >= 1.")
+        if self.window < 2 or self.window % 2:
+            raise ValueError(f"window: got {self.window}, expected an even total of both sides, as attention_window.")
+
+    def groups(self) -> Iterator[list[ModelCase]]:
+        """Cells that run side by side: short texts before long ones, so that long ones can be predicted."""
+        compared = comparison_length(self.lengths)
+        for length in sorted(self.lengths):
+            for direction in self.directions:
+                yield [
+                    ModelCase(
+                        name, direction, length, self.window if provider.is_windowed else None,
+                        self.batch, self.layers, self.heads, self.head_dim, self.dtype,
+                    )
+                    for name, provider in MODELS.items()
+                    if name != UNABSORBED or length == compared
+                ]  # fmt: skip
+
+
+def comparison_length(lengths: Sequence[int]) -> int:
+    """4096, or the longest if that was not measured."""
+    return COMPARED_AT if COMPARED_AT in lengths else max(lengths)
+
+
+def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, str]]) -> str | None:
+    """The reason not to run a cell, or None; time and memory are foreseen from the longest shorter text."""
+    reason = MODELS[case.provider].why_not()
+    if reason is not None:
+        return reason
+    shorter = [
+        other
+        for other, row in done.items()
+        if row["status"] == OK and dataclasses.replace(other, seq_len=case.seq_len) == case and other.seq_len < case.seq_len
+    ]
+    if not shorter:
+        return None
+    nearest = max(shorter, key=lambda other: other.seq_len)
+    growth = case.seq_len / nearest.seq_len
+    seconds = float(done[nearest]["p50_ms"]) / 1e3 * growth ** (1 if case.window else 2)
+    if seconds > plan.max_call_seconds:
+        return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
+    needed, free = float(done[nearest]["peak_extra_mib"]) * growth / 1024, free_bytes(torch.device(plan.device)) / 2**30
+    if needed > _MEMORY_SHARE * free:
+        return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
+    return None
+
+
+def run_models(plan: ModelPlan, folder: pathlib.Path, console: Console) -> bool:
+    """Measure every cell of the plan that ``folder`` does not hold yet.
+
+    Returns:
+        Whether the plan was finished; False when the time limit came first.
+
+    Raises:
+        ValueError: the plan or the folder does not fit.
+        KeyboardInterrupt: the user stopped it; every finished row is on disk.
+    """
+    plan.validate()
+    sweep = _Sweep(plan, folder, console)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    groups = list(plan.groups())
+    console.print(
+        f"{sum(map(len, groups))} cells on {sweep.origin['device']}, {len(sweep.done)} done before: {sweep.record.path}"
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(groups))
+            for group in groups:
+                progress.update(task, description=f"{group[0].direction}, {group[0].seq_len} tokens")
+                if not sweep.run_group(group):
+                    return False
+                progress.advance(task)
+    finally:
+        sweep.worker.stop()
+    return True
+
+
+class _Sweep:
+    def __init__(self, plan: ModelPlan, folder: pathlib.Path, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.record = Record(folder, ModelCase, ModelMeasurement)
+        self.done: dict[ModelCase, dict[str, str]] = self.record.finished()
+        self.origin = provenance(torch.device(plan.device))
+        if plan.threads is not None:
+            self.origin["threads"] = str(plan.threads)
+        self.worker = Worker(plan.device, plan.threads, measure_together)
+        self.deadline = None if plan.time_limit is None else time.monotonic() + plan.time_limit
+
+    def run_group(self, group: Sequence[ModelCase]) -> bool:
+        """Measure what of the group is not there yet; False when the deadline came first."""
+        runnable = []
+        for case in group:
+            reason = None if case in self.done else why_skip(case, self.plan, self.done)
+            if reason is not None:
+                self.record.append(case, SKIPPED, self.origin, reason=reason)
+                self.console.print(f"[yellow]{case.provider}, {case.direction}, {case.seq_len} tokens: skipped: {reason}")
+            elif case not in self.done:
+                runnable.append(case)
+        return not runnable or self._measure(runnable)
+
+    def _measure(self, cases: Sequence[ModelCase]) -> bool:
+        outcome = self.worker.run(list(cases), self.plan.cell_seconds, self.deadline)
+        if outcome is None:
+            return False
+        status, reason, measured = outcome
+        if status != OK and len(cases) > 1:
+            # One of them spoilt it for all: each gets its own verdict.
+            self.console.print(f"[yellow]{status}: {reason}; each again, alone")
+            return all(self._measure([case]) for case in cases)
+        for case in cases:
+            self.record.append(case, status, self.origin, None if measured is None else measured[case.provider], reason)
+            if status != OK:
+                self.console.print(f"[yellow]{case.provider}, {case.direction}, {case.seq_len} tokens: {status}: {reason}")
+        self.done = self.record.finished()
+        return True
