@@ -68,6 +68,10 @@ def after_first_separators(input_ids: Tensor, sep_token_id: int, attention_mask:
 
 def _first_separator(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None, missing: int) -> Tensor:
     """(batch,) position of each row's first separator, or ``missing``."""
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: got shape {tuple(attention_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}."
+        )
     is_separator = input_ids == sep_token_id
     has_one = is_separator.any(1)
     if checks.should_validate(None, input_ids.device):

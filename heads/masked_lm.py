@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.initial import resized_rows
@@ -68,11 +69,11 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         self.lm_head.decoder = decoder
         self.lm_head.bias = decoder.bias
 
-    def _resize_output(self, size: int) -> None:
+    def _resize_output(self, size: int, std: float | None) -> None:
         decoder = self.lm_head.decoder
         if not self.config.tie_word_embeddings:
-            resized_rows(decoder, size)
-        resized_rows(decoder, size, name="bias")
+            resized_rows(decoder, size, std)
+        resized_rows(decoder, size, 0.0, name="bias")
 
     def forward(
         self,
@@ -112,6 +113,9 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.lm_head(encoded.last_hidden_state)
-        loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
+        loss = None
+        if labels is not None:
+            targets = inputs.classes("labels", labels, logits.shape[:2], logits.shape[2]).to(logits.device)
+            loss = cross_entropy(logits.flatten(0, 1), targets)
         output = LongformerMaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions, encoded.global_attentions)
         return self._returned(output, return_dict)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from longformer_triton.heads.global_tokens import after_first_separators
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.longformer import LongformerModel
@@ -74,6 +75,14 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             raise ValueError(
                 f"input_ids: got {got}, expected (batch, num_choices, seq_len), or inputs_embeds with one dimension more."
             )
+        for name, value in (
+            ("token_type_ids", token_type_ids), ("attention_mask", attention_mask), ("position_ids", position_ids),
+            ("global_attention_mask", global_attention_mask),
+        ):  # fmt: skip
+            if value is not None and value.shape != given.shape[:3]:
+                raise ValueError(
+                    f"{name}: got shape {tuple(value.shape)}, expected {tuple(given.shape[:3])}, that of the input."
+                )
         flat_ids, flat_mask = _one_by_one(input_ids), _one_by_one(attention_mask)
         flat_global = _one_by_one(global_attention_mask)
         if flat_global is None and flat_ids is not None:
@@ -91,7 +100,10 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(encoded.pooler_output)).view(given.shape[0], given.shape[1])
-        loss = None if labels is None else cross_entropy(logits, labels.to(logits.device))
+        loss = None
+        if labels is not None:
+            targets = inputs.classes("labels", labels, logits.shape[:1], logits.shape[1]).to(logits.device)
+            loss = cross_entropy(logits, targets)
         output = LongformerMultipleChoiceModelOutput(
             loss, logits, encoded.hidden_states, encoded.attentions, encoded.global_attentions
         )

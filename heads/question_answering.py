@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from longformer_triton.heads.global_tokens import question
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.longformer import LongformerModel
@@ -79,6 +80,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
             ValueError: a text has no separator and no mask was given. And as :meth:`LongformerModel.forward`.
         """
         if global_attention_mask is None:
+            inputs.tokens(input_ids, inputs_embeds, self.config.hidden_size)
             if input_ids is not None:
                 global_attention_mask = question(input_ids, self.config.sep_token_id, attention_mask)
             elif not torch.compiler.is_compiling():
@@ -102,15 +104,16 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         start_logits, end_logits = start_logits.contiguous(), end_logits.contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (_position_loss(start_logits, start_positions) + _position_loss(end_logits, end_positions)) / 2
+            start_loss = _position_loss("start_positions", start_logits, start_positions)
+            loss = (start_loss + _position_loss("end_positions", end_logits, end_positions)) / 2
         output = LongformerQuestionAnsweringModelOutput(
             loss, start_logits, end_logits, encoded.hidden_states, encoded.attentions, encoded.global_attentions
         )
         return self._returned(output, return_dict)
 
 
-def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
+def _position_loss(name: str, logits: Tensor, positions: Tensor) -> Tensor:
     """Cross-entropy of (batch,) positions, given as (batch,) or (batch, 1); answers that were cut off count for nothing."""
     seq_len = logits.shape[1]
-    positions = positions.view(-1).to(logits.device).clamp(0, seq_len)
-    return cross_entropy(logits, positions, ignore_index=seq_len)
+    inside = inputs.classes(name, positions, logits.shape[:1], None).clamp(0, seq_len)
+    return cross_entropy(logits, inside.to(logits.device), ignore_index=seq_len)

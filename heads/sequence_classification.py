@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from longformer_triton.heads.global_tokens import first_token
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.longformer import LongformerModel
@@ -34,6 +35,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     One label is a regression (mean squared error); integers are one class each (cross-entropy); floats are a yes or no for
     each label (binary cross-entropy).
     """
+    inputs.tensor("labels", labels)
     labels = labels.to(logits.device)
     if problem_type is None:
         if logits.shape[1] == 1:
@@ -41,9 +43,13 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
         else:
             problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem_type == "regression":
+        if labels.numel() != logits.numel():
+            raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected as many numbers as {tuple(logits.shape)}.")
         return mse_loss(logits, labels.view(logits.shape).to(logits.dtype))
     if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels.flatten())
+        return cross_entropy(logits, inputs.classes("labels", labels, logits.shape[:1], logits.shape[1]))
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected (batch, num_labels) = {tuple(logits.shape)}.")
     return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
@@ -95,9 +101,9 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         Raises:
             ValueError, TypeError: as :meth:`LongformerModel.forward`.
         """
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        if global_attention_mask is None and tokens is not None:
-            global_attention_mask = first_token(tokens)
+        given = inputs.tokens(input_ids, inputs_embeds, self.config.hidden_size)
+        if global_attention_mask is None:
+            global_attention_mask = first_token(given)
         encoded = self.longformer(
             input_ids,
             attention_mask=attention_mask,

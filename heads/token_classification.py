@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.longformer import LongformerModel
@@ -70,7 +71,10 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
-        loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten().to(logits.device))
+        loss = None
+        if labels is not None:
+            targets = inputs.classes("labels", labels, logits.shape[:2], logits.shape[2]).to(logits.device)
+            loss = cross_entropy(logits.flatten(0, 1), targets)
         output = LongformerTokenClassifierOutput(
             loss, logits, encoded.hidden_states, encoded.attentions, encoded.global_attentions
         )

@@ -27,10 +27,15 @@ class _WithZeroGradients(torch.autograd.Function):
     Data-parallel training waits for a gradient of each parameter, also of those that a batch leaves unused.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, states: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.like = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
+    def forward(states: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ARG004 - for their gradients alone
         return states.view_as(states)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004 - the interface
+        ctx.like = [(parameter.shape, parameter.dtype, parameter.device) for parameter in inputs[1:]]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -39,7 +44,8 @@ class _WithZeroGradients(torch.autograd.Function):
 
 def _is_plain(linear: nn.Module) -> bool:
     """Whether a projection is nothing but its weight and bias: no adapter, hook or parametrisation would be passed over."""
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and linear.bias is not None and "forward" not in vars(linear) and not any(hooks)
 
 
 class LongformerSelfAttention(nn.Module):
@@ -131,6 +137,8 @@ class LongformerSelfAttention(nn.Module):
 
     def _absorb(self, pattern: AttentionPattern) -> bool:
         """Whether global rows go without projecting every token: where that is cheaper, if the configuration leaves it open.
+
+        Never where a projection is more than its weight and bias, whatever the configuration says: it has to be called.
 
         While tracing, the number of global tokens is known only if the configuration bounds it; projecting never costs more
         than two products, so that is what a graph for any number does.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from longformer_triton.model import loading
+from longformer_triton.model import loading, settings
+from longformer_triton.model.atomic import write_together
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.files import CONFIG_NAME, remove_stale_weights, write_together, write_weights
+from longformer_triton.model.files import CONFIG_NAME, stale_weights, write_weights
 from longformer_triton.model.initial import initialise, resized_rows, tiled_positions
 from longformer_triton.model.outputs import ModelOutput
 
@@ -146,25 +147,40 @@ class LongformerPreTrainedModel(nn.Module):
         self,
         directory: str | os.PathLike[str],
         *,
+        is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
+        save_function: Any = None,  # noqa: ARG002 - accelerate passes one
         max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
     ) -> None:
         """Write config.json and the weights as safetensors, which transformers loads too.
 
-        New files are complete on disk before one takes the place of an old one, so a crash leaves a checkpoint that loads.
+        Old files are replaced as one: after a crash at any moment, :meth:`from_pretrained` finds all of the old checkpoint or
+        all of the new.
 
         Args:
             directory: made if it is not there.
+            is_main_process: False writes nothing; for all processes but one of distributed training.
             state_dict: instead of the model's own.
+            save_function: accepted, as accelerate's examples pass one; the weights are written as always.
             max_shard_size: bytes, or a text such as "5GB"; larger weights are split into shards with an index.
+            safe_serialization: True; PyTorch's pickles are read, never written.
+
+        Raises:
+            ValueError: ``safe_serialization`` is False, or ``max_shard_size`` no size.
         """
+        if not safe_serialization:
+            raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")
+        if not is_main_process:
+            return
         folder = Path(directory)
+        tensors = self.state_dict() if state_dict is None else state_dict
         self.config.architectures = [type(self).__name__]
-        self.config.dtype = self.dtype
+        self.config.dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), self.dtype)
         config_text = self.config.to_json_string()
-        weights = write_weights(self.state_dict() if state_dict is None else state_dict, max_shard_size)
-        write_together(folder, {**weights, CONFIG_NAME: lambda path: path.write_text(config_text)})
-        remove_stale_weights(folder, weights)
+        weights = write_weights(tensors, max_shard_size)
+        files = {**weights, CONFIG_NAME: lambda path: path.write_text(config_text)}
+        write_together(folder, files, remove=stale_weights(folder, weights))
 
     def set_attention_window(self, window: int | Iterable[int]) -> None:
         """Change the attention window of all layers (an int), or of each (a list); takes effect at the next forward pass.
@@ -172,8 +188,8 @@ class LongformerPreTrainedModel(nn.Module):
         Raises:
             ValueError, TypeError: the windows do not fit.
         """
-        self.config.attention_window = window if isinstance(window, int) else list(window)
-        self.config.attention_window = self.config.windows()
+        chosen = list(window) if isinstance(window, Iterable) else window
+        self.config.attention_window = settings.windows(chosen, self.config.num_hidden_layers)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """Keep only each layer's input for backward, and compute the rest again there, dropout included.
@@ -189,39 +205,56 @@ class LongformerPreTrainedModel(nn.Module):
         """Keep all activations for backward again."""
         self.base_model.encoder.gradient_checkpointing = False
 
+    def enable_input_require_grads(self) -> None:
+        """Let the embeddings' output require a gradient, which reentrant checkpointing needs if the embeddings are frozen."""
+        self._inputs_require_grads = self.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: output.requires_grad_(True)  # noqa: ARG005 - the signature of a hook
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo :meth:`enable_input_require_grads`."""
+        self._inputs_require_grads.remove()
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether layers compute their activations again in backward."""
         return self.base_model.encoder.gradient_checkpointing
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> nn.Embedding:
-        """Change the size of the vocabulary; new rows begin as the mean of the old ones, so that new tokens start out likely.
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Change the size of the vocabulary.
 
         Args:
             new_num_tokens: None leaves the number.
             pad_to_multiple_of: round the number up.
+            mean_resizing: let new rows begin as the mean of the old ones, so that new tokens start out likely; False draws
+                them as in a new model. Biases of new tokens are zero.
 
         Returns:
             The word embeddings.
 
         Raises:
-            ValueError: the number is too small to hold the padding token.
+            ValueError: the number is too small to hold the padding token, or the multiple is none.
         """
         embeddings = self.get_input_embeddings()
         size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
+            if pad_to_multiple_of < 1:
+                raise ValueError(f"pad_to_multiple_of: got {pad_to_multiple_of}, expected a number >= 1, or None.")
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size <= self.config.pad_token_id:
             raise ValueError(f"new_num_tokens: got {size}, expected more than pad_token_id ({self.config.pad_token_id}).")
         if size == embeddings.num_embeddings:
             return embeddings
-        resized_rows(embeddings, size)
+        std = None if mean_resizing else self.config.initializer_range
+        resized_rows(embeddings, size, std)
         self.config.vocab_size = size
-        self._resize_output(size)
+        self._resize_output(size, std)
         self.tie_weights()
         return embeddings
 
-    def _resize_output(self, size: int) -> None:
+    def _resize_output(self, size: int, std: float | None) -> None:
         """Follow a new size of the vocabulary; heads that predict words do."""
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
@@ -245,6 +278,8 @@ class LongformerPreTrainedModel(nn.Module):
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Remove attention heads for good, from global projections too; the configuration remembers which.
 
+        Pruned checkpoints load here again; transformers 4.56 cannot prune its Longformer, nor load one.
+
         Args:
             heads_to_prune: {layer: heads}, numbered as in the unpruned model; heads that are gone already do not matter.
 
@@ -255,12 +290,8 @@ class LongformerPreTrainedModel(nn.Module):
         pruned = dict(self.config.pruned_heads)
         for layer, heads in heads_to_prune.items():
             pruned[layer] = sorted({*pruned.get(layer, []), *heads})
-        before, self.config.pruned_heads = self.config.pruned_heads, pruned
-        try:
-            self.config.validate()
-        except ValueError:
-            self.config.pruned_heads = before
-            raise
+        settings.check_pruned(pruned, self.config)
+        self.config.pruned_heads = pruned
         for layer in heads_to_prune:
             attention = layers[layer].attention
             attention.keep_heads([head for head in attention.self.heads if head not in pruned[layer]])  # type: ignore[operator,union-attr]

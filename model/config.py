@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 
 from longformer_triton.model import settings
-from longformer_triton.model.files import CONFIG_NAME, CheckpointError, locate, read_json, write_together
+from longformer_triton.model.atomic import write_together
+from longformer_triton.model.files import CONFIG_NAME, PLACE_OPTIONS, CheckpointError, locate, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ class LongformerConfig:
         chunk_size_feed_forward: tokens at a time in feed-forward layers, 0 for all; bounds memory, changes no number.
         architectures, dtype: what the checkpoint was saved from and in.
         absorb_global_projections: "auto", True or False; whether global rows avoid projecting every token (see
-            :func:`longformer_triton.absorbed_global_attention`). Not in transformers; written only if changed.
+            :func:`longformer_triton.absorbed_global_attention`). Projections with hooks, adapters or a forward of their own are
+            called all the same. Not in transformers; written only if changed.
         max_globals: the most global tokens of any text, or None to count them. Given, a forward pass reads nothing back from a
             GPU, and CUDA graphs can capture it. Not in transformers; written only if changed.
         unknown: any other keys.
@@ -108,7 +111,7 @@ class LongformerConfig:
         self.output_attentions, self.output_hidden_states = output_attentions, output_hidden_states
         self.return_dict = return_dict
         self.tie_word_embeddings = tie_word_embeddings
-        self.pruned_heads = {int(layer): sorted(heads) for layer, heads in (pruned_heads or {}).items()}
+        self.pruned_heads = settings.pruned_heads(pruned_heads)
         self.chunk_size_feed_forward = chunk_size_feed_forward
         self.architectures = architectures
         # Older files say torch_dtype.
@@ -116,12 +119,11 @@ class LongformerConfig:
         self.dtype = settings.dtype_of(dtype if dtype is not None else older)
         self.absorb_global_projections, self.max_globals = absorb_global_projections, max_globals
         self.id2label, self.label2id = settings.label_maps(num_labels, id2label, label2id)
-        unknown.pop("model_type", None)
+        for computed in ("model_type", "use_return_dict"):
+            unknown.pop(computed, None)
         for name, value in unknown.items():
-            if not name.isidentifier() or hasattr(type(self), name):
-                raise ValueError(
-                    f"{name}: got {value!r}, expected no such key: the name is taken by a method or no identifier."
-                )
+            if hasattr(type(self), name):
+                raise ValueError(f"{name}: got {value!r}, expected no such key: it is the name of a method.")
             setattr(self, name, value)
         settings.tell_unused(unknown)
         self.validate()
@@ -167,19 +169,27 @@ class LongformerConfig:
             ValueError, TypeError: a value does not fit, with its name.
         """
         entries = settings.from_allenai(copy.deepcopy(dict(config_dict)))
-        if "num_labels" in overrides and not {"id2label", "label2id"} & set(overrides):
-            entries = {name: value for name, value in entries.items() if name not in ("id2label", "label2id")}
+        labels = {"num_labels", "id2label", "label2id"}
+        if labels & set(overrides):
+            # A file's names of labels go together with its number of them.
+            entries = {name: value for name, value in entries.items() if name not in labels}
         return cls(**{**entries, **overrides})
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **overrides: Any) -> LongformerConfig:
         """Read config.json of a checkpoint directory, or of a name on the hub.
 
+        Args:
+            name_or_path: the directory or the name.
+            overrides: fields that replace the file's, ``subfolder``, or options of the hub (revision, token, cache_dir,
+                local_files_only, force_download).
+
         Raises:
             CheckpointError: the file is missing, no JSON, or of another kind of model.
             ValueError, TypeError: a value does not fit, with its name.
         """
-        path = locate(name_or_path) / CONFIG_NAME
+        place = {name: overrides.pop(name) for name in PLACE_OPTIONS if name in overrides}
+        path = locate(name_or_path, weights=False, **place) / CONFIG_NAME
         entries = read_json(path)
         model_type = entries.get("model_type", cls.model_type)
         if model_type not in settings.READABLE_TYPES:
@@ -207,12 +217,14 @@ class LongformerConfig:
         return {"model_type": self.model_type, **entries}
 
     def to_json_string(self) -> str:
-        """What config.json holds: :meth:`to_dict` without entries that are None.
+        """What config.json holds: :meth:`to_dict` without entries that are None by default.
 
         Raises:
             ValueError: ``hidden_act`` is a function, which JSON cannot hold.
         """
-        entries = {name: value for name, value in self.to_dict().items() if value is not None}
+        parameters = inspect.signature(type(self)).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        entries = {name: value for name, value in self.to_dict().items() if value is not None or defaults.get(name) is not None}
         if callable(self.hidden_act):
             raise ValueError(
                 f"hidden_act: got the function {self.hidden_act!r}, expected a name to write to JSON: "

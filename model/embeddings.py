@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from longformer_triton.model import inputs
 from longformer_triton.model.config import LongformerConfig
 
 
@@ -43,9 +44,18 @@ class LongformerEmbeddings(nn.Module):
         """Embed ``input_ids`` or ``inputs_embeds``; positions follow the padding of ids, or count through embeddings.
 
         Raises:
-            ValueError: more tokens than the position table has rows for.
+            ValueError, TypeError: more tokens than the position table has rows for, or no indices of a table.
         """
         self._check_length(input_ids, position_ids, inputs_embeds)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        shape = (given.shape[0], given.shape[1])
+        for name, value, table, field in (
+            ("input_ids", input_ids, self.word_embeddings, "vocab_size"),
+            ("token_type_ids", token_type_ids, self.token_type_embeddings, "type_vocab_size"),
+            ("position_ids", position_ids, self.position_embeddings, "max_position_embeddings"),
+        ):
+            inputs.indices(name, value, shape, table.num_embeddings, field)
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.word_embeddings(input_ids)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longformer_triton.kernels import AttentionPattern
-from longformer_triton.model.attention import LongformerAttention, Maps
+from longformer_triton.model.attention import LongformerAttention
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.outputs import LongformerBaseModelOutput
 
@@ -70,12 +70,17 @@ class LongformerLayer(nn.Module):
         pattern: AttentionPattern,
         head_mask: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[Tensor, Maps | None]:
-        """(batch, seq_len, hidden_size) -> the same shape, and the attention maps if asked for."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(batch, seq_len, hidden_size) -> the same shape, and the local and the global attention map if asked for.
+
+        All three side by side, since reentrant checkpointing differentiates through what it finds at the top alone.
+        """
         attended, maps = self.attention(hidden_states, pattern, head_mask, output_attentions)
         if self.chunk_size == 0:
-            return self._feed_forward(attended), maps
-        return torch.cat([self._feed_forward(chunk) for chunk in attended.split(self.chunk_size, 1)], 1), maps
+            states = self._feed_forward(attended)
+        else:
+            states = torch.cat([self._feed_forward(chunk) for chunk in attended.split(self.chunk_size, 1)], 1)
+        return states, *(maps or (None, None))
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
         return self.output(self.intermediate(attended), attended)
@@ -88,7 +93,7 @@ class LongformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.layer = nn.ModuleList(LongformerLayer(config, number) for number in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         self.checkpointing_options: dict[str, Any] = {"use_reentrant": False}
 
     def forward(
@@ -109,22 +114,22 @@ class LongformerEncoder(nn.Module):
         """
         patterns = {window: pattern.with_window(window // 2) for window in self.config.windows()}
         states = [hidden_states] if output_hidden_states else []
-        maps: list[Maps] = []
+        local_maps: list[Tensor] = []
+        global_maps: list[Tensor] = []
         for number, (layer, window) in enumerate(zip(self.layer, self.config.windows(), strict=True)):
             mask = None if head_mask is None else head_mask[number]
             run = functools.partial(layer, pattern=patterns[window], head_mask=mask, output_attentions=output_attentions)
             if self.gradient_checkpointing and self.training:
-                hidden_states, of_layer = checkpoint(run, hidden_states, **self.checkpointing_options)
+                hidden_states, local, of_globals = checkpoint(run, hidden_states, **self.checkpointing_options)
             else:
-                hidden_states, of_layer = run(hidden_states)
+                hidden_states, local, of_globals = run(hidden_states)
             if output_hidden_states:
                 states.append(hidden_states)
-            if of_layer is not None:
-                maps.append(of_layer)
-        of_globals = tuple(of_globals for _, of_globals in maps if of_globals is not None)
+            local_maps += [local] if local is not None else []
+            global_maps += [of_globals] if of_globals is not None else []
         return LongformerBaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=tuple(local for local, _ in maps) if output_attentions else None,
-            global_attentions=of_globals or None,
+            attentions=tuple(local_maps) if output_attentions else None,
+            global_attentions=tuple(global_maps) or None,
         )

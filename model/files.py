@@ -1,6 +1,6 @@
 """Checkpoint directories: finding them, reading and writing their files. Nothing here knows what a Longformer is.
 
-A read gives all tensors or raises; a write leaves the old files as they were until every new one is complete on disk.
+A read gives all tensors or raises.
 """
 
 from __future__ import annotations
@@ -10,24 +10,29 @@ import json
 import os
 import pickle
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from longformer_triton.model.atomic import UnfinishedSaveError, recover
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 LEGACY_NAME = "pytorch_model.bin"
 _INDEX = ".index.json"
-# What a model may have in several pieces: the name of a piece, and which of them there are.
-_SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors|pytorch_model-\d{5}-of-\d{5}\.bin)$")
+# The name of one of several files that hold the weights together.
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt")
+# Arguments that say where a checkpoint is, all but the first for the hub alone.
+PLACE_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
+# What to fetch from the hub, besides small files: weights in the format that is read first, or else the other.
+_HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_EXAMPLE = "allenai/longformer-base-4096"
 
 
 class CheckpointError(ValueError):
@@ -38,33 +43,59 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A checkpoint of which a file, or the directory itself, is not there."""
 
 
-def locate(name_or_path: str | Path, **hub_options: Any) -> Path:
+def locate(name_or_path: str | Path, *, weights: bool = True, subfolder: str = "", **hub_options: Any) -> Path:
     """The directory of a checkpoint: the path itself, or the downloaded snapshot of a name on the hub.
 
-    ``hub_options`` (revision, token, cache_dir, local_files_only ...) go to ``huggingface_hub.snapshot_download``.
+    Args:
+        name_or_path: a directory, or a name such as "allenai/longformer-base-4096".
+        weights: whether to download the weights too, or config.json and its like alone.
+        subfolder: of the directory or of the repository.
+        hub_options: (revision, token, cache_dir, local_files_only ...) for ``huggingface_hub.snapshot_download``.
 
     Raises:
+        CheckpointError: a file, or being written at this moment.
         MissingFileError: neither a directory nor something the hub gives.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
+        raise TypeError(f"name_or_path: got {name_or_path!r}, expected a directory, or a name such as {_EXAMPLE!r}.")
     folder = Path(name_or_path)
     if folder.is_dir():
+        folder = folder / subfolder
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder}: no such directory (subfolder {subfolder!r} of {name_or_path}).")
+        try:
+            recover(folder)
+        except (UnfinishedSaveError, OSError) as error:
+            raise CheckpointError(f"{folder}: a save was not finished, and cannot be undone: {error}") from error
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file, expected the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}.")
-    name = str(name_or_path)
+    return _download(str(name_or_path), weights, subfolder, hub_options)
+
+
+def _download(name: str, weights: bool, subfolder: str, options: dict[str, Any]) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise MissingFileError(f"{name}: no such directory, and no name such as 'allenai/longformer-base-4096' either.")
+        raise MissingFileError(f"{name}: no such directory, and no name such as {_EXAMPLE!r} either.")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise MissingFileError(
             f"{name}: no such directory, and names on the hub need huggingface_hub: pip install 'longformer-triton[hub]'."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    inside = f"{subfolder}/" if subfolder else ""
+
+    def fetch(*patterns: str) -> Path:
+        allowed = [inside + pattern for pattern in ("*.json", "*.txt", *patterns)]
+        return Path(snapshot_download(name, allow_patterns=allowed, **options)) / subfolder
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), **hub_options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        folder = fetch(*_HUB_WEIGHTS[:1]) if weights else fetch()
+        if weights and not list(folder.glob(_HUB_WEIGHTS[0])):
+            folder = fetch(_HUB_WEIGHTS[1])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MissingFileError(f"{name}: no such directory, and the hub gave none: {error}") from error
+    return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,10 +105,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, expected it in a checkpoint directory.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no JSON ({error}): the file is damaged, get it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a JSON object.")
@@ -107,12 +138,16 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, though the index of the checkpoint names it.") from None
     except pickle.UnpicklingError as error:
+        # PyTorch's own message goes on to say how to run the code in the file; that stays out.
         raise CheckpointError(
-            f"{path}: is damaged, or a pickle that holds more than tensors, which could execute code and is not read: {error}"
+            f"{path}: is damaged, or a pickle that holds more than tensors, which could execute code and is not read. Get the "
+            "checkpoint as safetensors."
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read, truncated or damaged: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    except Exception as error:
+        # Whatever a damaged file makes its reader stumble over.
+        raise CheckpointError(f"{path}: cannot be read, truncated or damaged: {error!r}") from error
+    fits = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not fits or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(
             f"{path}: holds a {type(tensors).__name__}, expected a mapping of names to tensors (a state_dict)."
         )
@@ -181,38 +216,17 @@ def size_in_bytes(size: int | str) -> int:
     Raises:
         ValueError: anything else.
     """
-    found = re.fullmatch(r"(\d+)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
     if found is not None:
-        return int(found[1]) * _UNITS[found[2]]
+        return int(float(found[1]) * _UNITS[found[2]])
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     raise ValueError(f"max_shard_size: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")
 
 
-def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write files beside the old ones, and put them in place only when all are complete.
-
-    Each is flushed to disk and then takes its name in one step; a crash before that leaves every old file as it was.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    drafts = {folder / name: folder / f".{name}.{token}.tmp" for name in writers}
-    try:
-        for path, draft in drafts.items():
-            writers[path.name](draft)
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-        for path, draft in drafts.items():
-            draft.replace(path)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-
-
-def remove_stale_weights(folder: Path, written: Iterable[str]) -> None:
-    """Remove weights of an earlier save that a reader could take for the ones just ``written``."""
-    keep = set(written)
-    for path in folder.iterdir():
-        is_weights = path.name in (WEIGHTS_NAME, WEIGHTS_NAME + _INDEX, LEGACY_NAME, LEGACY_NAME + _INDEX)
-        if path.name not in keep and (is_weights or _SHARD.fullmatch(path.name)):
-            path.unlink()
+def stale_weights(folder: Path, written: Iterable[str]) -> list[str]:
+    """Weights in ``folder`` that a reader could take for those about to be ``written``, or that are shards of them no more."""
+    if not folder.is_dir():
+        return []
+    names = {path.name for path in folder.iterdir()} - set(written)
+    return sorted(name for name in names if name in (WEIGHTS_NAME, WEIGHTS_NAME + _INDEX) or _SHARD.fullmatch(name))

@@ -13,7 +13,7 @@ def initialise(model: nn.Module, names: Iterable[str], std: float) -> None:
     """Give the named parameters the values they have in a new model.
 
     Weights of dense layers and embeddings are drawn from N(0, std); biases, and rows of padding, are zero; layer norms are the
-    identity.
+    identity. Parameters of other modules, which a subclass may have, keep what their constructor gave them.
     """
     modules = dict(model.named_modules())
     for name in names:
@@ -24,20 +24,26 @@ def initialise(model: nn.Module, names: Iterable[str], std: float) -> None:
             parameter.fill_(1.0 if kind == "weight" else 0.0)
         elif kind == "bias":
             parameter.zero_()
-        else:
+        elif kind == "weight" and isinstance(module, (nn.Linear, nn.Embedding)):
             parameter.normal_(0.0, std)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 parameter[module.padding_idx].zero_()
 
 
-def resized_rows(owner: nn.Embedding | nn.Linear, size: int, *, name: str = "weight") -> None:
-    """Cut a parameter of ``owner`` to ``size`` rows, or lengthen it by copies of the mean row; the owner's size follows."""
+def resized_rows(owner: nn.Embedding | nn.Linear, size: int, std: float | None, *, name: str = "weight") -> None:
+    """Cut a parameter of ``owner`` to ``size`` rows, or lengthen it; the owner's size follows.
+
+    New rows are drawn from N(0, std), or are copies of the mean row if ``std`` is None.
+    """
     old = owner.get_parameter(name)
     new = old.new_empty((size, *old.shape[1:]))
     kept = min(size, old.shape[0])
     with torch.no_grad():
         new[:kept] = old[:kept]
-        new[kept:] = old.float().mean(0).to(old.dtype)
+        if std is None:
+            new[kept:] = old.float().mean(0).to(old.dtype)
+        else:
+            new[kept:].normal_(0.0, std)
     _replace(owner, name, old, new)
     if isinstance(owner, nn.Embedding):
         owner.num_embeddings = size

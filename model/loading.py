@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from longformer_triton.model.attention import GLOBAL_PROJECTIONS
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.files import CheckpointError, locate, read_weights
+from longformer_triton.model.files import PLACE_OPTIONS, CheckpointError, locate, read_weights
 from longformer_triton.model.initial import initialise
 from longformer_triton.model.settings import dtype_of
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from longformer_triton.model.base import LongformerPreTrainedModel
 
 _log = logging.getLogger(__name__)
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# Arguments of transformers that choose among ways to load or compute of which there is one here.
+_ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
 # Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
 _PREFIXES = ("longformer.", "roberta.")
 # Buffers that older versions stored, and that are computed now.
@@ -77,14 +78,16 @@ def load(
     options = dict(options)
     older = options.pop("torch_dtype", None)
     dtype = older if dtype is None else dtype
-    folder = locate(name_or_path, **{name: options.pop(name) for name in _HUB_OPTIONS if name in options})
+    if "device_map" in options:
+        device = _whole_device(options.pop("device_map"), device)
+    for name in _ONE_WAY:
+        options.pop(name, None)
+    folder = locate(name_or_path, **{name: options.pop(name) for name in PLACE_OPTIONS if name in options})
     in_constructor = [name for name in inspect.signature(model_class).parameters if name != "config"]
     arguments = {name: options.pop(name) for name in in_constructor if name in options}
     config = _configuration(folder, config, options)
     tensors = read_weights(folder)
-    # On the meta device a model is its names and shapes: nothing is allocated before everything is known to fit.
-    with torch.device("meta"):
-        model = model_class(config, **arguments)
+    model = _skeleton(model_class, config, arguments)
     named = {_renamed(name, model): tensor for name, tensor in tensors.items() if name.split(".")[-1] not in _OBSOLETE}
     report, taken = _compare(model, named)
     if not taken:
@@ -101,19 +104,39 @@ def load(
     return model.eval(), report
 
 
+def _whole_device(device_map: Any, device: torch.device | str | None) -> torch.device | str | None:
+    if device_map in (None, "auto") or isinstance(device_map, (str, int, torch.device)):
+        return device if device_map in (None, "auto") else torch.device(device_map)
+    raise NotImplementedError(f"device_map: got {device_map!r}, expected one device for all layers, such as 'cuda:0'.")
+
+
+def _skeleton(
+    model_class: type[LongformerPreTrainedModel], config: LongformerConfig, arguments: dict[str, Any]
+) -> LongformerPreTrainedModel:
+    """A model to fill. Ours are built on the meta device, as names and shapes: nothing is drawn that is then replaced.
+
+    A subclass may have buffers, or compute in its constructor, which the meta device cannot.
+    """
+    if not model_class.__module__.startswith(f"{__package__.partition('.')[0]}."):
+        return model_class(config, **arguments)
+    with torch.device("meta"):
+        return model_class(config, **arguments)
+
+
 def _configuration(folder: Path, config: LongformerConfig | None, overrides: dict[str, Any]) -> LongformerConfig:
     fields = {*inspect.signature(LongformerConfig).parameters, "num_labels"} - {"unknown"}
     unknown = sorted(set(overrides) - fields)
     if unknown:
         raise TypeError(
             f"{', '.join(unknown)}: got unexpected arguments, expected fields of LongformerConfig, arguments of the "
-            f"constructor, or {', '.join(_HUB_OPTIONS)}."
+            f"constructor, or {', '.join(PLACE_OPTIONS)}."
         )
     if config is None:
         return LongformerConfig.from_pretrained(folder, **overrides)
     if not isinstance(config, LongformerConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected a LongformerConfig.")
-    return LongformerConfig.from_dict(config.to_dict(), **overrides) if overrides else config
+    # A copy: what becomes of this model must not reach the caller's, or another model's, configuration.
+    return LongformerConfig.from_dict(config.to_dict(), **overrides)
 
 
 def _renamed(name: str, model: LongformerPreTrainedModel) -> str:
@@ -137,7 +160,7 @@ def _compare(model: LongformerPreTrainedModel, tensors: dict[str, Tensor]) -> tu
     wrong = {name for name, *_ in mismatched}
     taken = {name: tensors[name] for name in wanted if name in tensors and name not in wrong}
     twins = _tied(model)
-    missing = [name for name in wanted if name not in tensors and not any(twin in taken for twin in twins.get(name, ()))]
+    missing = [name for name in wanted if name not in tensors and not any(twin in tensors for twin in twins.get(name, ()))]
     copied = [name for name in missing if _local_name(name) in taken]
     new = [name for name in missing if name not in copied]
     return Report(new, copied, [name for name in tensors if name not in wanted], mismatched), taken
@@ -163,21 +186,30 @@ def _dtype(requested: torch.dtype | str | None, config: LongformerConfig, tensor
     if requested == "auto":
         floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
         return config.dtype or next(floating, torch.float32)
-    return dtype_of(requested) or torch.float32
+    chosen = dtype_of(requested) or torch.float32
+    if not chosen.is_floating_point:
+        raise ValueError(f"dtype: got {chosen}, expected a floating-point dtype, such as torch.float32 or torch.bfloat16.")
+    return chosen
 
 
 def _fill(
     model: LongformerPreTrainedModel, taken: dict[str, Tensor], report: Report, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Give every parameter its storage and its value."""
-    state = {name: tensor.to(device=device, dtype=dtype, copy=True) for name, tensor in taken.items()}
+    """Give every parameter its storage and its value; of a subclass, the buffers too."""
+    model.config.dtype = dtype
+    state = {
+        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in taken.items()
+    }
     state |= {name: state[local].clone() for name in report.copied if (local := _local_name(name)) is not None}
     twins = _tied(model)
     for name, tensor in list(state.items()):
         state.update(dict.fromkeys((twin for twin in twins[name] if twin not in state), tensor))
-    begun = [name for name in model.state_dict() if name not in state]
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    state |= {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in begun}
-    model.load_state_dict(state, assign=True)
-    initialise(model, begun, model.config.initializer_range)
+    begun = {name: tensor for name, tensor in model.state_dict().items() if name not in state}
+    on_meta = [name for name, tensor in begun.items() if tensor.is_meta]
+    state |= {name: torch.empty(begun[name].shape, dtype=dtype, device=device) for name in on_meta}
+    model.load_state_dict({**begun, **state}, assign=True)
+    initialise(model, on_meta, model.config.initializer_range)
     model.tie_weights()
+    # What a subclass's constructor made is where and as it made it.
+    model.to(device=device, dtype=dtype)

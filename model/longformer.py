@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longformer_triton.kernels import AttentionPattern
+from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.embeddings import LongformerEmbeddings
@@ -105,9 +106,10 @@ class LongformerModel(LongformerPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        given = self._inputs(input_ids, inputs_embeds)
+        given = inputs.tokens(input_ids, inputs_embeds, config.hidden_size)
         shape = (given.shape[0], given.shape[1])
-        head_mask = self._head_mask(head_mask)
+        inputs.same_device(given.device, attention_mask=attention_mask, global_attention_mask=global_attention_mask)
+        head_mask = inputs.head_mask(head_mask, config.num_hidden_layers, config.num_attention_heads)
         pattern = AttentionPattern.from_masks(
             attention_mask,
             global_attention_mask,
@@ -128,37 +130,6 @@ class LongformerModel(LongformerPreTrainedModel):
             last, pooled, encoded.hidden_states, encoded.attentions, encoded.global_attentions
         )
 
-    def _inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """Whichever of the two was given, checked."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                f"input_ids: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds, expected one."
-            )
-        if input_ids is not None:
-            if input_ids.dim() != 2 or input_ids.shape[1] < 1:
-                raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, expected (batch, seq_len), seq_len >= 1.")
-            if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-                raise TypeError(f"input_ids: got dtype {input_ids.dtype}, expected integers.")
-            return input_ids
-        assert inputs_embeds is not None
-        if inputs_embeds.dim() != 3 or inputs_embeds.shape[1] < 1 or inputs_embeds.shape[2] != self.config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds: got shape {tuple(inputs_embeds.shape)}, expected (batch, seq_len, {self.config.hidden_size})."
-            )
-        return inputs_embeds
-
-    def _head_mask(self, head_mask: Tensor | None) -> Tensor | None:
-        """(num_hidden_layers, num_attention_heads), or None."""
-        if head_mask is None:
-            return None
-        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
-            raise ValueError(
-                f"head_mask: got shape {tuple(head_mask.shape)}, expected (num_attention_heads,) = ({heads},) "
-                f"or (num_hidden_layers, num_attention_heads) = ({layers}, {heads})."
-            )
-        return head_mask.expand(layers, heads)
-
     def _advise(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, pattern: AttentionPattern, output_attentions: bool
     ) -> None:
@@ -169,7 +140,7 @@ class LongformerModel(LongformerPreTrainedModel):
             gib = pattern.batch * self.config.num_attention_heads * pattern.seq_len * columns * 4 / 2**30
             if gib > _LARGE_MAPS_GIB:
                 _tell_once("maps", "output_attentions: the attention maps of this batch take %.1f GiB", gib)
-        if pattern.device.type != "cpu":
+        if pattern.device.type != "cpu" or pattern.batch == 0:
             return
         if width > _MANY_GLOBALS * pattern.seq_len and width > 1:
             count, tokens = int(pattern.global_count.max()), pattern.seq_len

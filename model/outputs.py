@@ -6,16 +6,17 @@
 of any text: the probabilities, before dropout, with which each token attends to the global tokens (first x columns, in the
 order of their positions) and to its window (the token itself at column x + attention_window / 2). A window column on a global
 token is 0, since its probability stands in the first x columns; the rows of global tokens are 0, since theirs stand in
-``global_attentions``; columns beyond a text's own global tokens are 0. Without any global token x is 0.
+``global_attentions``; columns beyond a text's own global tokens are 0. Without any global token x is 0; where
+config.max_globals is set, x is that number.
 
 ``global_attentions`` holds one tensor a layer, (batch, heads, seq_len, x): how much each global token (last dimension) attends
-to each token; None without any global token. Both have the length of the input.
+to each token; None without any global token, though a compiled graph, which cannot know, gives x = 0 there. Both have the
+length of the input.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +25,11 @@ from torch import Tensor
 _Output = TypeVar("_Output", bound="ModelOutput")
 
 
-class ModelOutput(Mapping[str, Any]):
-    """A dataclass that is also a mapping of its fields that are not None, in order, readable by position and by slice."""
+class ModelOutput(dict[str, Any]):
+    """A dataclass that is also a dict of its fields that are not None, in order, readable by position and by slice.
+
+    A dict and not merely a mapping, because that is what data-parallel gathering and training loops look for.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -41,33 +45,33 @@ class ModelOutput(Mapping[str, Any]):
         )
 
     def __post_init__(self) -> None:
-        # Libraries that map a function over a mapping build the result as type(mapping)({...}).
-        first = dataclasses.fields(self)[0].name  # type: ignore[arg-type]
-        content = getattr(self, first)
-        if isinstance(content, Mapping):
-            setattr(self, first, None)
-            for name, value in content.items():
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        content = getattr(self, names[0])
+        # Libraries that map a function over a dict build the result as type(output)({...}), or from pairs.
+        if content is not None and not isinstance(content, (Tensor, tuple)):
+            setattr(self, names[0], None)
+            for name, value in dict(content).items():
                 setattr(self, name, value)
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                super().__setitem__(name, value)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
         return tuple(self.values())
 
-    def _names(self) -> list[str]:
-        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]  # type: ignore[arg-type]
-
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            if key not in self._names():
-                raise KeyError(key)
-            return getattr(self, key)
-        return self.to_tuple()[key]
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
 
-    def __len__(self) -> int:
-        return len(self._names())
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self:
+            super().__setitem__(name, value)
 
 
 @dataclasses.dataclass(eq=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from longformer_triton.kernels.checks import dropout_threshold
 
 if TYPE_CHECKING:
     from longformer_triton.model.config import LongformerConfig
@@ -27,7 +30,7 @@ _INERT = frozenset((
     "add_cross_attention", "attention_mode", "bad_words_ids", "begin_suppress_tokens", "classifier_dropout",
     "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
     "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "gradient_checkpointing", "ignore_attention_mask", "is_decoder", "is_encoder_decoder",
+    "forced_eos_token_id", "ignore_attention_mask", "is_decoder", "is_encoder_decoder",
     "length_penalty", "max_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_beam_groups",
     "num_beams", "num_return_sequences", "output_past", "output_scores", "position_embedding_type", "prefix",
     "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "task_specific_params",
@@ -35,13 +38,16 @@ _INERT = frozenset((
     "transformers_version", "typical_p", "use_bfloat16", "use_cache"
 ))
 # fmt: on
+# Older files ask for checkpointing here; today that is a method of the model.
+_READ_BY_THE_ENCODER = ("gradient_checkpointing",)
 # What AllenAI's class writes and Hugging Face's files do not have. (Theirs have attention_mode too, as "longformer".)
 _ALLENAI_MODES = ("sliding_chunks", "sliding_chunks_no_overlap", "tvm", "n2")
 
 
 def tell_unused(entries: Mapping[str, Any]) -> None:
     """Name, once each, the keys that nothing reads."""
-    names = [name for name in entries if name not in _INERT and not name.startswith("_") and name not in _told]
+    known = (*_INERT, *_READ_BY_THE_ENCODER, *_told)
+    names = [name for name in entries if name not in known and not name.startswith("_")]
     if names:
         _told.update(names)
         _log.warning("config: kept, but nothing here reads them: %s", ", ".join(sorted(names)))
@@ -105,7 +111,12 @@ def label_maps(
         id2label = {number: name for name, number in label2id.items()}
     if id2label is None:
         id2label = {number: f"LABEL_{number}" for number in range(2 if num_labels is None else num_labels)}
-    names = {int(number): name for number, name in id2label.items()}
+    try:
+        names = {int(number): name for number, name in id2label.items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"id2label: got the keys {list(id2label)}, expected whole numbers.") from None
+    if not names:
+        raise ValueError("id2label: got no label, expected one at least.")
     if num_labels is not None and len(names) != num_labels:
         raise ValueError(f"num_labels: got {num_labels} and an id2label of {len(names)}, expected one of them, or agreement.")
     return names, dict(label2id) if label2id is not None else {name: number for number, name in names.items()}
@@ -143,6 +154,10 @@ def check(config: LongformerConfig) -> None:
         _check_number(config, name, float, lowest=0)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         _check_number(config, name, float, lowest=0, highest=1)
+    try:
+        dropout_threshold(config.attention_probs_dropout_prob)
+    except ValueError as error:
+        raise ValueError(str(error).replace("dropout_p", "attention_probs_dropout_prob", 1)) from None
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size: got {config.hidden_size} with {config.num_attention_heads} attention heads, expected a multiple."
@@ -158,8 +173,33 @@ def check(config: LongformerConfig) -> None:
         raise ValueError(
             f"absorb_global_projections: got {config.absorb_global_projections!r}, expected 'auto', True or False."
         )
+    if config.max_globals is not None:
+        _check_number(config, "max_globals", int, lowest=0)
+    for name in ("sep_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(config, name) is not None:
+            _check_number(config, name, int, lowest=0)
+    for name in ("output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name}: got {getattr(config, name)!r}, expected True or False.")
     windows(config.attention_window, config.num_hidden_layers)
-    for layer, heads in config.pruned_heads.items():
+    check_pruned(config.pruned_heads, config)
+
+
+def pruned_heads(given: Mapping[Any, Any] | None) -> dict[int, list[int]]:
+    """{layer: heads} with whole numbers for keys, which JSON does not have."""
+    if not isinstance(given or {}, Mapping):
+        raise TypeError(f"pruned_heads: got {given!r}, expected a mapping from layers to lists of heads.")
+    try:
+        return {int(layer): sorted(heads) for layer, heads in (given or {}).items()}
+    except (TypeError, ValueError):
+        raise TypeError(f"pruned_heads: got {given!r}, expected a mapping from layers to lists of heads.") from None
+
+
+def check_pruned(pruned: Mapping[int, list[int]], config: LongformerConfig) -> None:
+    """Refuse layers and heads that are not there, and layers that would have no head left."""
+    for layer, heads in pruned.items():
+        if not _is_int(layer) or not all(map(_is_int, heads)):
+            raise TypeError(f"pruned_heads: got {layer!r}: {heads!r}, expected numbers of a layer and of its heads.")
         if not 0 <= layer < config.num_hidden_layers or not set(heads) < set(range(config.num_attention_heads)):
             raise ValueError(
                 f"pruned_heads: got heads {heads} of layer {layer}, expected layers below {config.num_hidden_layers}, "
@@ -177,5 +217,5 @@ def _check_number(config: LongformerConfig, name: str, kind: type, *, lowest: fl
     meaning = f"{'an int' if kind is int else 'a number'} >= {lowest}" + ("" if highest is None else f" and <= {highest}")
     if not fits:
         raise TypeError(f"{name}: got {value!r}, expected {meaning}.")
-    if value < lowest or (highest is not None and value > highest):
+    if not math.isfinite(value) or value < lowest or (highest is not None and value > highest):
         raise ValueError(f"{name}: got {value!r}, expected {meaning}.")
