@@ -7,6 +7,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class ModelCase:
     dtype: str = "float32"
 
     @property
-    def sizes(self) -> dict[str, object]:
+    def sizes(self) -> dict[str, Any]:
         """The configuration's fields that all three kinds of models share; dropouts are the default, 0.1."""
         width = self.heads * self.head_dim
         return {
@@ -89,7 +90,7 @@ class ModelProvider:
         """A model with the weights ``state``, named as in ours; None leaves initial ones."""
         from longformer_triton import LongformerConfig, LongformerForSequenceClassification
 
-        config = LongformerConfig(**case.sizes, attention_window=case.window, **self.options)  # type: ignore[arg-type]
+        config = LongformerConfig.from_dict({**case.sizes, "attention_window": case.window, **self.options})
         model = LongformerForSequenceClassification(config)
         if state is not None:
             model.load_state_dict(state)
@@ -103,7 +104,9 @@ class _Transformers(ModelProvider):
     def build(self, case: ModelCase, state: State | None) -> nn.Module:
         from transformers import LongformerConfig, LongformerForSequenceClassification
 
-        model: nn.Module = LongformerForSequenceClassification(LongformerConfig(**case.sizes, attention_window=case.window))
+        model: nn.Module = LongformerForSequenceClassification(
+            LongformerConfig(**{**case.sizes, "attention_window": case.window})
+        )
         if state is not None:
             model.load_state_dict(state)
         return model

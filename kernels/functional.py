@@ -235,7 +235,7 @@ def attention_probabilities(
     if (query_global is None) != (key_global is None):
         raise ValueError("query_global: got one of query_global and key_global, expected both or neither.")
     chosen_heads = checks.selection("heads", heads, num_heads)
-    chosen_rows = checks.selection("rows", rows, seq_len)
+    chosen_rows = None if rows is None else checks.selection("rows", rows, seq_len)
     factor = checks.scale(scale, head_dim)
     with_rows = query_global is not None and key_global is not None
     if with_rows:

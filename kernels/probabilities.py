@@ -26,20 +26,21 @@ def local_map(
     pattern: AttentionPattern,
     scale: float,
     heads: list[int],
-    rows: list[int],
+    rows: list[int] | None,
     zero_global_rows: bool,
 ) -> Tensor:
-    """(batch, len(heads), len(rows), G + left + 1 + right) in the accumulation type."""
+    """(batch, len(heads), len(rows), G + left + 1 + right) in the accumulation type; None for all rows."""
     left, right = pattern.window
     device = query.device
-    row = torch.tensor(rows, dtype=torch.int64, device=device)
+    # No list for all rows: a traced graph would be for that many alone.
+    row = torch.arange(query.shape[2], device=device) if rows is None else torch.tensor(rows, dtype=torch.int64, device=device)
     offset = torch.arange(-left, right + 1, device=device)
     maps = [
         _local_map_of_head(query[:, head], key[:, head * key.shape[1] // query.shape[1]], pattern, scale, row, offset, head)
         for head in heads
     ]
     width = pattern.global_index.shape[1] + left + right + 1
-    local = torch.stack(maps, 1) if maps else accumulate(query).new_zeros((query.shape[0], 0, len(rows), width))
+    local = torch.stack(maps, 1) if maps else accumulate(query).new_zeros((query.shape[0], 0, row.shape[0], width))
     if zero_global_rows and pattern.global_mask is not None:
         local = local.masked_fill(pattern.global_mask[:, None, row, None], 0.0)
     return local

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -31,9 +32,8 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
     """
     folder.mkdir(parents=True, exist_ok=True)
     recover(folder)
-    for left_over in folder.glob(".*.????????.old"):
-        left_over.unlink(missing_ok=True)
-    token = secrets.token_hex(4)
+    _clean(folder)
+    token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     drafts = {folder / name: folder / f".{name}.{token}.new" for name in writers}
     journal = folder / f".saving.{token}.new"
     old = [name for name in (*writers, *remove) if (folder / name).exists()]
@@ -77,6 +77,15 @@ def recover(folder: Path) -> None:
     if entries["host"] == socket.gethostname() and process != os.getpid() and _is_alive(process):
         raise UnfinishedSaveError(f"{folder}: process {process} is saving there at this moment; try again when it is done.")
     _undo(folder, entries["backups"], entries["new"])
+
+
+def _clean(folder: Path) -> None:
+    """Remove drafts and backups that processes of this host left behind when they died."""
+    ours = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.(new|old)")
+    for path in folder.iterdir():
+        found = ours.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
+            path.unlink(missing_ok=True)
 
 
 def _undo(folder: Path, backups: Mapping[str, str], new: Iterable[str]) -> None:

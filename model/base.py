@@ -92,8 +92,11 @@ class LongformerPreTrainedModel(nn.Module):
         return self.base_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Replace the word embeddings."""
+        """Replace the word embeddings; a table of another size changes the size of the vocabulary."""
         self.base_model.embeddings.word_embeddings = embeddings
+        if embeddings.num_embeddings != self.config.vocab_size:
+            self.config.vocab_size = embeddings.num_embeddings
+            self._resize_output(embeddings.num_embeddings, None)
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear | None:

@@ -170,8 +170,9 @@ class LongformerConfig:
         """
         entries = settings.from_allenai(copy.deepcopy(dict(config_dict)))
         labels = {"num_labels", "id2label", "label2id"}
-        if labels & set(overrides):
-            # A file's names of labels go together with its number of them.
+        given = labels & set(overrides)
+        if given and not (given == {"num_labels"} and len(entries.get("id2label") or ()) == overrides["num_labels"]):
+            # The names of labels in a file go together with their number there.
             entries = {name: value for name, value in entries.items() if name not in labels}
         return cls(**{**entries, **overrides})
 
@@ -224,7 +225,9 @@ class LongformerConfig:
         """
         parameters = inspect.signature(type(self)).parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
-        entries = {name: value for name, value in self.to_dict().items() if value is not None or defaults.get(name) is not None}
+        entries = {
+            name: value for name, value in self.to_dict().items() if value is not None or defaults.get(name, "") is not None
+        }
         if callable(self.hidden_act):
             raise ValueError(
                 f"hidden_act: got the function {self.hidden_act!r}, expected a name to write to JSON: "

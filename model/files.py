@@ -217,10 +217,9 @@ def size_in_bytes(size: int | str) -> int:
         ValueError: anything else.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
-    if found is not None:
-        return int(float(found[1]) * _UNITS[found[2]])
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
+    number = int(float(found[1]) * _UNITS[found[2]]) if found is not None else size
+    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+        return number
     raise ValueError(f"max_shard_size: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")
 
 

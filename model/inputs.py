@@ -5,6 +5,7 @@ Shapes and dtypes are checked always; values in eager mode on the CPU alone, whe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def classes(name: str, value: Tensor, shape: tuple[int, ...], count: int | None)
     tensor(name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name}: got dtype {value.dtype}, expected integers, torch.int64.")
-    if value.numel() != torch.Size(shape).numel():
+    if value.numel() != math.prod(shape):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}.")
     flat = value.flatten().long()
     if count is not None and checks.should_validate(None, flat.device):

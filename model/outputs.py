@@ -17,6 +17,7 @@ length of the input.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -36,13 +37,21 @@ class ModelOutput(dict[str, Any]):
         torch.utils._pytree.register_pytree_node(
             cls,
             lambda output: (list(output.values()), list(output)),
-            lambda values, names: cls(**dict(zip(names, values, strict=True))),
+            cls._rebuilt,
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
             flatten_with_keys_fn=lambda output: (
                 [(torch.utils._pytree.MappingKey(name), value) for name, value in output.items()],
                 list(output),
             ),
         )
+
+    @classmethod
+    def _rebuilt(cls: type[_Output], values: Iterable[Any], names: Any) -> _Output:
+        """From the leaves of a pytree, which need not be tensors."""
+        output = cls()
+        for name, value in zip(names, values, strict=True):
+            output[name] = value
+        return output
 
     def __post_init__(self) -> None:
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def from_allenai(entries: dict[str, Any]) -> dict[str, Any]:
     entries.pop("attention_mode", None)
     given = entries.get("attention_window")
     if given is not None:
-        entries["attention_window"] = [2 * side for side in given] if isinstance(given, list) else 2 * given
+        entries["attention_window"] = [2 * side for side in given] if isinstance(given, (list, tuple)) else 2 * given
         _log.warning(
             "config: attention_window %s is AllenAI's, one side; it became %s, both sides together, Hugging Face's meaning",
             given, entries["attention_window"],
@@ -163,8 +163,13 @@ def check(config: LongformerConfig) -> None:
             f"hidden_size: got {config.hidden_size} with {config.num_attention_heads} attention heads, expected a multiple."
         )
     for name in ("vocab_size", "max_position_embeddings"):
-        if getattr(config, name) <= config.pad_token_id:
-            raise ValueError(f"{name}: got {getattr(config, name)}, expected more than pad_token_id ({config.pad_token_id}).")
+        # Positions of tokens begin after that of padding, and there has to be one.
+        lowest = config.pad_token_id + (1 if name == "vocab_size" else 2)
+        if getattr(config, name) < lowest:
+            raise ValueError(
+                f"{name}: got {getattr(config, name)}, expected at least {lowest}, so that there is room beyond the row of "
+                f"pad_token_id ({config.pad_token_id})."
+            )
     if not callable(config.hidden_act) and config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}, or a function.")
     if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:

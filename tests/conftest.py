@@ -1,5 +1,7 @@
 """Settings that every test shares: which tests run by default, what they need, and where their randomness comes from."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -34,3 +36,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(20040515)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for the tests of a module: tiny models gain nothing from more, and lose a lot where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -16,6 +16,8 @@ import longformer_triton.model
 from longformer_triton import AttentionPattern
 from longformer_triton.heads.global_tokens import after_first_separators, first_token, question
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEADS = MODELS[1:]
 BY_SEPARATOR = ("LongformerForQuestionAnswering", "LongformerForMultipleChoice")
 S, P = SEPARATOR, PADDING
@@ -53,15 +55,6 @@ DEFAULTS = {
     "LongformerForTokenClassification": NONE,
     "LongformerForQuestionAnswering": QUESTION,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shaped(name, inputs):

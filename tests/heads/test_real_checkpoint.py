@@ -10,9 +10,12 @@ import torch
 from longformer_triton import LongformerForMaskedLM
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-pytestmark = pytest.mark.skipif(
-    "LONGFORMER_TEST_ASSETS" not in os.environ, reason="LONGFORMER_TEST_ASSETS, the folder of test data, is not set"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        "LONGFORMER_TEST_ASSETS" not in os.environ, reason="LONGFORMER_TEST_ASSETS, the folder of test data, is not set"
+    ),
+]
 
 # Heavy chains of well-known antibodies, from their published sequences.
 TRASTUZUMAB = (
@@ -24,15 +27,6 @@ ADALIMUMAB = (
 # Positions (from 0) of the frameworks, which all antibodies share: those can be told from their neighbours.
 FRAMEWORK = [3, 7, 10, 15, 20, 35, 40, 46, 70, 90, 94]
 WINDOW = 512
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

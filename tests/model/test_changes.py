@@ -11,17 +11,10 @@ from torch import nn
 
 import longformer_triton
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEADS = MODELS[1:]
 GLOBAL_AND_LOCAL = ("query", "key", "value", "query_global", "key_global", "value_global")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def batch(model, seq_len=15):

@@ -9,17 +9,10 @@ from model_cases import PADDING, TINY, ours, texts
 from longformer_triton import AttentionPattern
 from longformer_triton.model.embeddings import positions_from_padding
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 8
 LONGEST = TINY["max_position_embeddings"] - PADDING - 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ids_of(batch, seq_len):

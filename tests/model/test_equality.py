@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from model_cases import MODELS, Texts, ours, pair, texts
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-# Rows of padding that transformers cannot compute, and windows of 2, are in tests/model/test_differences.py.
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 2e-5
 
 

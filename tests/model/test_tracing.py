@@ -4,19 +4,12 @@ import pytest
 import torch
 from model_cases import MODELS, Texts, ours
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # One layer traces fast; layers beyond it add nothing that the two of the encoder's tests do not show.
 SIZES = {"num_hidden_layers": 1, "attention_window": 4}
 # The first sizes differ from each other, or the compiler takes equal ones for one and the same.
 BATCHES = {"traced": (3, 21), "longer": (2, 34), "shorter": (5, 9), "within_the_window": (4, 4)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,10 @@ import torch
 from model_cases import MODELS, SEPARATOR, TINY, Texts, ours
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEADS = MODELS[1:]
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small gain nothing from threads, and lose a lot to them where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def inputs_of(name, **options):
