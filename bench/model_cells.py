@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import statistics
 import time
@@ -160,13 +161,16 @@ class ModelCell:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.first_call_ms = self.time_once()
 
-    def call(self) -> None:
-        """Logits without a graph; or loss, gradients and a step of AdamW, with dropout."""
+    def call(self, keep_gradients: bool = False) -> None:
+        """Logits without a graph; or loss, gradients and a step of AdamW, with dropout.
+
+        ``keep_gradients`` writes new gradients over the old, so that a measurement of memory sees neither.
+        """
         if self.case.direction == FORWARD:
             with torch.no_grad():
                 self.model(**self.inputs)
             return
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
         self.model(**self.inputs, labels=self.labels).loss.backward()
         self.optimizer.step()
 
@@ -215,7 +219,7 @@ def measure_together(cases: Sequence[ModelCase], device: torch.device, seconds: 
     state = MODELS[OURS].build(dataclasses.replace(cases[0], window=window), None).state_dict()
     cells = [ModelCell(case, device, state) for case in cases]
     errors = _errors(cells)
-    peaks = [peak_extra_bytes(cell.call, device) for cell in cells]
+    peaks = [peak_extra_bytes(functools.partial(cell.call, keep_gradients=True), device) for cell in cells]
     samples: list[list[float]] = [[] for _ in cells]
     deadline = time.perf_counter() + seconds * len(cells)
     for finished in range(_MOST):
