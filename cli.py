@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from longformer_triton import cli_tasks
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Longformer attention: exact, linear, measured.")
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -231,6 +233,24 @@ def model(
         console.print("the time limit came first; the same command resumes.")
 
 
+@bench.command()
+def longest(
+    out: Folder = pathlib.Path("results/longest"),
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    window: Annotated[int, typer.Option(help="attention_window, both sides together.", min=2)] = 512,
+    device: Device = None,
+) -> None:
+    """On a GPU: the longest text that a base-sized model can be trained on, for each implementation."""
+    from rich.console import Console
+
+    from longformer_triton.bench.longest import run_longest
+
+    try:
+        run_longest(out, Console(), _device(device), dtype, window)
+    except ValueError as error:
+        _fail(str(error))
+
+
 _ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
 
 
@@ -339,6 +359,9 @@ def doctor(
     well = examine(console, thorough=thorough)
     console.print("[green]all is well" if well else "[red]not all is well: please report the lines marked above")
     raise typer.Exit(0 if well else 1)
+
+
+cli_tasks.register(app)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """``bench gpu``: everything that a GPU is wanted for, in the order of its worth, in slices that a later call goes on from.
 
 First whether the kernels are right: ``doctor``, the tests marked ``gpu`` where this is a checkout, NVIDIA's compute-sanitizer
-where it is installed. Then the sweeps against every peer. None of the first part needs transformers or test assets.
+where it is installed. None of these needs transformers or test assets. Then the sweeps against every peer, whole models, and
+the longest text that fits.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ import torch
 from rich.console import Console
 
 from longformer_triton.bench import doctor
+from longformer_triton.bench.longest import run_longest
+from longformer_triton.bench.model_plot import draw_and_describe
+from longformer_triton.bench.model_sweep import ModelPlan, run_models
 from longformer_triton.bench.sweep import Plan, run_sweep
 
 _STATE = "steps.json"
 # A sweep's cells hold at least this many tokens, batch included, so that short texts fill the machine too.
 _TOKENS = 65_536
 _LENGTHS = tuple(2**power for power in range(10, 21))
+_MODEL_LENGTHS = tuple(2**power for power in range(9, 17))
 _PEERS = ("ours-triton", "sdpa", "sdpa-flash", "sdpa-cudnn", "varlen", "flex", "flex-tuned", "transformers")
 # What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
 _TINY = """
@@ -70,6 +75,21 @@ def _sweep(plan: Plan) -> Step:
     return step
 
 
+def _models(dtype: str) -> Step:
+    def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
+        plan = ModelPlan(lengths=_MODEL_LENGTHS, dtype=dtype, device="cuda", cell_seconds=1.0, time_limit=left)
+        finished = run_models(plan, folder / f"model-{dtype}", console)
+        draw_and_describe(folder / f"model-{dtype}")
+        return True if finished else None
+
+    return step
+
+
+def _longest(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
+    run_longest(folder / "longest", console, "cuda")
+    return True
+
+
 def steps() -> Iterator[tuple[str, Step]]:
     """Every step by name, in the order they run."""
     yield "doctor", _doctor
@@ -88,6 +108,9 @@ def steps() -> Iterator[tuple[str, Step]]:
                 dtype="bfloat16", num_globals=num_globals, device="cuda", cell_seconds=0.5, max_call_seconds=5.0,
             )  # fmt: skip
             yield f"sweep, {num_globals} globals, {length} tokens", _sweep(plan)
+    for dtype in ("bfloat16", "float32"):
+        yield f"model, {dtype}", _models(dtype)
+    yield "longest", _longest
 
 
 def run_gpu(folder: pathlib.Path, console: Console, time_limit: float | None) -> bool:

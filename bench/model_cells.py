@@ -142,9 +142,12 @@ MODELS: dict[str, ModelProvider] = {
 class ModelCell:
     """A model set up for a case: :meth:`call` is what is timed."""
 
-    def __init__(self, case: ModelCase, device: torch.device, state: State) -> None:
+    def __init__(self, case: ModelCase, device: torch.device, state: State | None, checkpointing: bool = False) -> None:
         self.case, self.device = case, device
-        self.model = MODELS[case.provider].build(case, state).to(device, DTYPES[case.dtype])
+        model: Any = MODELS[case.provider].build(case, state).to(device, DTYPES[case.dtype])
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model = model
         generator = torch.Generator().manual_seed(case.seq_len)
         shape = (case.batch, case.seq_len)
         ids = torch.randint(_FIRST_WORD, _VOCABULARY, shape, generator=generator).to(device)

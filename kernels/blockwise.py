@@ -188,8 +188,8 @@ def attention_forward(
             sample_lse[:, unseen] = -torch.inf
         for block in [] if rows is None else global_rows.blocks(rows, sample, dropout):
             rows_out, rows_lse, _ = forward_tile(block.query, [block.keys], scale, workspace)
-            sample_out[block.heads, block.position] = rows_out.to(out.dtype)
-            sample_lse[block.heads, block.position] = rows_lse
+            sample_out[:, block.position] = block.unfolded(rows_out).to(out.dtype)
+            sample_lse[:, block.position] = block.unfolded(rows_lse)
     return out, lse
 
 
@@ -226,7 +226,7 @@ def attention_backward(
         if rows is not None and any(row_needs):
             sums = Accumulator(rows, grads[3:], row_needs, number)
             for block in global_rows.blocks(rows, sample, dropout):
-                index = (block.heads, block.position)
+                index = (slice(None), block.position)
                 given = (grad_out[number][index], None if sample_grad_lse is None else sample_grad_lse[index], None)
                 saved = (out[number][index], lse[number][index], None)
                 global_rows.backward_block(block, given, saved, scale, sums, workspace)

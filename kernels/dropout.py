@@ -28,14 +28,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2**64, which leaves both 32-bit halves of the unsigned product intact.
+        # int64 products wrap modulo 2**64, which leaves both 32-bit halves of the unsigned product intact. Only factors have to
+        # be 32-bit words: what c1 and c3 hold above that is cut off where they meet the next product's upper half.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = ((product1 >> 32) & _WORD) ^ c1 ^ k0
-        c1 = product1 & _WORD
-        c2 = ((product0 >> 32) & _WORD) ^ c3 ^ k1
-        c3 = product0 & _WORD
+        c0, c1 = ((product1 >> 32) ^ c1 ^ k0) & _WORD, product1
+        c2, c3 = ((product0 >> 32) ^ c3 ^ k1) & _WORD, product0
         k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
-    return c0, c1, c2, c3
+    return c0, c1 & _WORD, c2, c3 & _WORD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +65,18 @@ class Dropout:
             (heads, queries, last_key - first_key).
         """
         first_block, last_block = first_key // _BLOCK, -(-last_key // _BLOCK)
-        call = torch.arange(4 * first_block, 4 * last_block, device=query.device)
-        words = philox((query[:, None], call, stream[:, None, None], torch.full_like(call, residue)), self.seed)
-        shape = (stream.shape[0], query.shape[0], last_block - first_block, 4)
-        # [heads, queries, J, word, c], each word then read as its four bytes, low byte first: byte = 2 * (k % 2) + e.
-        packed = torch.stack([word.expand(*shape[:2], call.shape[0]).reshape(shape) for word in words], dim=3)
-        packed = torch.stack([(packed >> shift) & 0xFF for shift in (0, 8, 16, 24)], dim=-1)
-        # [heads, queries, J, word, c, k % 2, e] -> [heads, queries, J, word, k % 2, c, e], which runs over the keys in order.
-        byte = packed.unflatten(-1, (2, 2)).transpose(4, 5).reshape(shape[0], shape[1], -1)
+        blocks = torch.arange(first_block, last_block, device=query.device)
+        call = 4 * blocks + torch.arange(4, device=query.device)[:, None, None, None]
+        # [word, c, heads, queries, J]
+        words = torch.stack(philox((query[:, None], call, stream[:, None, None], torch.full_like(blocks, residue)), self.seed))
+        packed = call.new_empty((stream.shape[0], query.shape[0], len(blocks), 4, 2))
+        # In the order of the keys, word k // 2 gives its low half (k even) for c = 0 .. 3, then its high half (k odd): eight
+        # bytes each time, so four halves are gathered into 64 bits, and those read as bytes. That moves an eighth of the
+        # elements that bytes of their own would be. (Low byte first: so do the processors that PyTorch runs on.)
+        for odd, half in enumerate((words & 0xFFFF, words >> 16)):
+            eight = half[:, 0] | (half[:, 1] << 16) | (half[:, 2] << 32) | (half[:, 3] << 48)
+            packed[..., odd] = eight.movedim(0, -1)
+        byte = packed.view(torch.uint8).flatten(2)
         offset = first_key - first_block * _BLOCK
         return self._factor(byte[..., offset : offset + last_key - first_key], dtype)
 
@@ -87,4 +90,5 @@ class Dropout:
         return self._factor((word >> (8 * (byte_index % 4))) & 0xFF, dtype)
 
     def _factor(self, byte: Tensor, dtype: torch.dtype) -> Tensor:
-        return (byte >= self.threshold).to(dtype) * self.scale
+        # Compared as floats: bytes of a slice are compared one at a time.
+        return byte.to(dtype).ge_(self.threshold).mul_(self.scale)

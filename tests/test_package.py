@@ -66,7 +66,7 @@ def test_every_folder_with_modules_is_a_package():
     assert {path.parent for path in MODULES} == {path.parent for path in MODULES if path.name == "__init__.py"}
 
 
-@pytest.mark.parametrize("module", [PACKAGE, f"{PACKAGE}.kernels"])
+@pytest.mark.parametrize("module", [PACKAGE, *(f"{PACKAGE}.{room}" for room in ("kernels", "model", "heads", "tokenization"))])
 def test_import_needs_none_of_the_heavy_packages(module, tmp_path):
     """Neither to work, when they are absent, nor as a side effect, when they are there."""
     assert_ran(run_cold(ABSENT, f"import {module}", LOADED, cwd=tmp_path))
@@ -87,8 +87,20 @@ def test_attention_runs_without_the_heavy_packages(tmp_path):
     assert_ran(run_cold(ABSENT, code, "import sys; assert 'triton' not in sys.modules", cwd=tmp_path))
 
 
+def test_a_model_is_saved_loaded_and_trained_without_the_heavy_packages(tmp_path):
+    code = """
+        import torch
+        from longformer_triton import LongformerConfig, LongformerForSequenceClassification
+        sizes = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        LongformerForSequenceClassification(LongformerConfig(**sizes)).save_pretrained("checkpoint")
+        model = LongformerForSequenceClassification.from_pretrained("checkpoint").train()
+        model(torch.randint(3, 20, (2, 30)), labels=torch.tensor([0, 1])).loss.backward()
+    """
+    assert_ran(run_cold(ABSENT, code, "import sys; assert 'triton' not in sys.modules", cwd=tmp_path))
+
+
 def test_absent_packages_are_absent(tmp_path):
-    """The premise of the two tests above."""
+    """The premise of the tests above."""
     code = """
         import importlib.util
         assert importlib.util.find_spec("triton") is None
@@ -107,7 +119,7 @@ def test_import_changes_nothing_in_torch(tmp_path):
         import logging, random, sys, torch, warnings
         before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), random.getstate(),
                   list(warnings.filters), list(logging.root.handlers), list(sys.path), torch.get_float32_matmul_precision())
-        import longformer_triton.kernels
+        import longformer_triton.kernels, longformer_triton.model, longformer_triton.heads, longformer_triton.tokenization
         assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), random.getstate(),
                           list(warnings.filters), list(logging.root.handlers), list(sys.path),
                           torch.get_float32_matmul_precision())

@@ -23,14 +23,26 @@ _SCORES = 1 << 21
 
 
 class RowBlock(NamedTuple):
-    """Some global queries of one sample and all its real keys, in the accumulation type."""
+    """Some global queries of one sample and all its real keys, in the accumulation type.
 
-    heads: slice  # of the queries; all key heads line up with them
+    The query heads of a group read the same keys, so their rows stand below each other, as rows of one key head: one product
+    serves them all, and gradients of keys are summed inside it.
+    """
+
     columns: slice  # of global_index
     position: Tensor  # [rows] int64, where these queries stand
     span: slice  # from the first to the last real token
-    query: Tensor  # [heads, rows, channels]
+    group: int  # query heads of a key head
+    query: Tensor  # [key_heads, group * rows, channels]
     keys: KeySet
+
+    def folded(self, states: Tensor) -> Tensor:
+        """[heads, rows, ...] -> [key_heads, group * rows, ...]."""
+        return states.unflatten(0, (-1, self.group)).flatten(1, 2)
+
+    def unfolded(self, states: Tensor) -> Tensor:
+        """[key_heads, group * rows, ...] -> [heads, rows, ...]."""
+        return states.unflatten(1, (self.group, -1)).flatten(0, 1)
 
 
 def blocks(inputs: States, sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
@@ -44,17 +56,16 @@ def blocks(inputs: States, sample: Sample, dropout: Dropout | None) -> Iterator[
     hole = None if sample.hole is None else sample.hole[span]
     key, value = blank(key[:, span], hole), blank(value[:, span], hole)
     bias = None if hole is None else bias_from(~hole[None], key.dtype)
-    rows = max(1, _SCORES // (key.shape[0] * key.shape[1]))
-    for member in range(group):
-        heads = slice(member, None, group)
-        stream = sample.number * query.shape[0] + torch.arange(query.shape[0], device=query.device)[heads]
-        for start in range(0, count, rows):
-            columns = slice(start, min(start + rows, count))
-            position = sample.global_position[columns]
-            factor = None
-            if dropout is not None:
-                factor = dropout.factor_range(stream, position, sample.first, sample.last, 0, key.dtype)
-            yield RowBlock(heads, columns, position, span, query[heads, columns], KeySet(key, value, bias, factor))
+    stream = sample.number * query.shape[0] + torch.arange(query.shape[0], device=query.device)
+    rows = max(1, _SCORES // (query.shape[0] * key.shape[1]))
+    for start in range(0, count, rows):
+        columns = slice(start, min(start + rows, count))
+        position = sample.global_position[columns]
+        block = RowBlock(columns, position, span, group, query, KeySet(key, value, bias, None))
+        factor = None
+        if dropout is not None:
+            factor = block.folded(dropout.factor_range(stream, position, sample.first, sample.last, 0, key.dtype))
+        yield block._replace(query=block.folded(query[:, columns]), keys=KeySet(key, value, bias, factor))
 
 
 def backward_block(
@@ -65,9 +76,15 @@ def backward_block(
     sums: Accumulator,
     workspace: Workspace,
 ) -> None:
-    """Add a block's gradients to ``sums``; ``saved`` are its (out, lse, kept), ``given`` the gradients of these."""
-    grad_out, grad_lse, grad_kept = given
-    out, lse, kept = saved
+    """Add a block's gradients to ``sums``; ``saved`` are its (out, lse, kept), ``given`` the gradients of these.
+
+    Both are [heads, rows, ...].
+    """
+    grad_out, grad_lse, grad_kept = (None if states is None else block.folded(states) for states in given)
+    out, lse, kept = (None if states is None else block.folded(states) for states in saved)
+    assert grad_out is not None
+    assert out is not None
+    assert lse is not None
     grad_out = accumulate(grad_out)
     delta = (grad_out * accumulate(out)).sum(-1)
     if grad_lse is not None:
@@ -77,7 +94,7 @@ def backward_block(
     grad_query, [(grad_key, grad_value)] = backward_tile(
         block.query, grad_out, lse, delta, [block.keys], scale, sums.needs, workspace, grad_kept
     )
-    sums.add(0, block.heads, block.columns, grad_query)
+    sums.add(0, slice(None), block.columns, None if grad_query is None else block.unfolded(grad_query))
     sums.add(1, slice(None), block.span, grad_key)
     sums.add(2, slice(None), block.span, grad_value)
 
@@ -93,9 +110,10 @@ def rows_forward(
     workspace = Workspace()
     for sample in read_samples(pattern):
         for block in blocks(inputs, sample, dropout):
-            index = (sample.number, block.heads, block.columns)
-            context[index], lse[index], block_kept = forward_tile(block.query, [block.keys], scale, workspace)
-            kept[index] = 1 if block_kept is None else block_kept
+            index = (sample.number, slice(None), block.columns)
+            block_context, block_lse, block_kept = forward_tile(block.query, [block.keys], scale, workspace)
+            context[index], lse[index] = block.unfolded(block_context), block.unfolded(block_lse)
+            kept[index] = 1 if block_kept is None else block.unfolded(block_kept)
     return context, lse, kept
 
 
@@ -116,7 +134,7 @@ def rows_backward(
     for sample in read_samples(pattern):
         sums = Accumulator(inputs, grads, Needs(*needs), sample.number)
         for block in blocks(inputs, sample, dropout):
-            index = (sample.number, block.heads, block.columns)
+            index = (sample.number, slice(None), block.columns)
             block_given = (
                 grad_context[index],
                 None if grad_lse is None else grad_lse[index],

@@ -1,0 +1,99 @@
+"""The longest text that a whole model can be trained on, one step at a time, on one GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import pathlib
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+
+from longformer_triton.bench.machine import provenance
+from longformer_triton.bench.model_cells import FULL, MODELS, OURS, PEER, TRAINING, ModelCase, ModelCell
+from longformer_triton.bench.record import OK, SKIPPED, Record
+
+_FIRST = 4096
+# Lengths are found to an eighth of the power of two below them.
+_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LongestCase:
+    """Whose model, of which size; ``checkpointing`` is 1 where each layer computes its activations again in backward."""
+
+    provider: str
+    checkpointing: int
+    window: int | None
+    layers: int = 12
+    heads: int = 12
+    head_dim: int = 64
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass
+class Longest:
+    """Tokens of the longest text for which a training step fitted, batch 1."""
+
+    seq_len: int
+
+
+def longest(fits: Callable[[int], bool], first: int = _FIRST) -> int:
+    """The greatest length that ``fits``, by doubling and then halving the interval; 0 if ``first`` does not.
+
+    The answer is exact to an eighth of the power of two below it, if all lengths below one that fits do.
+    """
+    if not fits(first):
+        return 0
+    length = first
+    while fits(2 * length):
+        length *= 2
+    step = length
+    for _ in range(_STEPS):
+        step //= 2
+        if fits(length + step):
+            length += step
+    return length
+
+
+def _fits(case: LongestCase, seq_len: int, device: torch.device) -> bool:
+    """Whether a training step, the optimiser's state included, finds room."""
+    # The model before this one goes first; the exception that ended it may have held it till now.
+    gc.collect()
+    torch.cuda.empty_cache()
+    sizes = (case.window, 1, case.layers, case.heads, case.head_dim, case.dtype)
+    try:
+        cell = ModelCell(ModelCase(case.provider, TRAINING, seq_len, *sizes), device, None, bool(case.checkpointing))
+        cell.call()
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def run_longest(folder: pathlib.Path, console: Console, device: str, dtype: str = "bfloat16", window: int = 512) -> None:
+    """Find the longest text for each implementation, with checkpointing and without; rows that are there are left alone.
+
+    Raises:
+        ValueError: ``device`` is no GPU, or the folder holds other results.
+    """
+    place = torch.device(device)
+    if place.type != "cuda":
+        raise ValueError(f"device: got {device}, expected a GPU, which says that memory is short; a CPU swaps, or kills.")
+    record, origin = Record(folder, LongestCase, Longest), provenance(place)
+    done = record.finished()
+    for name in (OURS, PEER, FULL):
+        for checkpointing in (0, 1):
+            case = LongestCase(name, checkpointing, window if MODELS[name].is_windowed else None, dtype=dtype)
+            if case in done:
+                continue
+            reason = MODELS[name].why_not()
+            if reason is not None:
+                record.append(case, SKIPPED, origin, reason=reason)
+                continue
+            with console.status(f"{MODELS[name].title}, {'with' if checkpointing else 'without'} checkpointing"):
+                found = longest(lambda seq_len, case=case: _fits(case, seq_len, place))  # type: ignore[misc]
+            record.append(case, OK, origin, Longest(found))
+            how = "with checkpointing" if checkpointing else "without checkpointing"
+            console.print(f"{MODELS[name].title}, {how}: {found} tokens")

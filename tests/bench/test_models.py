@@ -1,0 +1,197 @@
+"""Whole models: the plan, resuming, what the rows say, and the longest text."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from longformer_triton.bench import longest as longest_module
+from longformer_triton.bench import model_sweep
+from longformer_triton.bench.longest import longest, run_longest
+from longformer_triton.bench.model_cells import FORWARD, FULL, OURS, PEER, TRAINING, UNABSORBED, ModelCase, ModelMeasurement
+from longformer_triton.bench.model_findings import as_markdown, crossover, findings, load_models
+from longformer_triton.bench.model_plot import draw_and_describe
+from longformer_triton.bench.model_sweep import ModelPlan, run_models, why_skip
+from longformer_triton.bench.record import ERROR, OK, SKIPPED, Record
+from longformer_triton.cli import app
+
+ORIGIN = {"device": "a processor", "threads": "2", "torch": "2.0", "transformers": "4", "commit": "abc", "date": "2026-01-01"}
+TINY = ModelPlan(lengths=(16, 32), window=8, layers=1, heads=2, head_dim=8, threads=1, cell_seconds=0.0)
+
+
+def measured(milliseconds, mib, tokens):
+    return ModelMeasurement(milliseconds, milliseconds, milliseconds, 3, milliseconds, mib, tokens / milliseconds * 1e3, None)
+
+
+def fill(folder):
+    """Made-up rows with exact laws: ours N milliseconds and MiB, transformers 3 N, full attention N^2 / 1024."""
+    record = Record(folder, ModelCase, ModelMeasurement)
+    for direction in (FORWARD, TRAINING):
+        for length in (64, 512, 1024, 2048, 4096):
+            for name, value, window in ((OURS, length, 512), (PEER, 3 * length, 512), (FULL, length**2 / 1024, None)):
+                record.append(ModelCase(name, direction, length, window), OK, ORIGIN, measured(value, value, length))
+        record.append(ModelCase(UNABSORBED, direction, 4096, 512), OK, ORIGIN, measured(5120, 6144, 4096))
+    return record
+
+
+def values(frame):
+    return {finding.what: finding.values for finding in findings(frame)}
+
+
+def test_rows_give_speedups_growth_and_crossovers(tmp_path):
+    fill(tmp_path)
+    found = values(load_models(tmp_path))
+    assert found["4096 tokens: faster than transformers Longformer"] == {FORWARD: "3.00x", TRAINING: "3.00x"}
+    assert found["4096 tokens: memory of transformers RoBERTa, SDPA, over ours"][FORWARD] == "4.00x"
+    assert found["4096 tokens: time with global projections of all tokens, over absorbed ones"][FORWARD] == "1.25x"
+    assert found["4096 tokens: memory with global projections of all tokens, over absorbed ones"][FORWARD] == "1.50x"
+    assert found["ours: 64 tokens faster than 512"][FORWARD] == "8.00x"
+    assert found["ours: peak memory grows as length to the power of"][TRAINING] == "1.00"
+    assert found["faster than transformers RoBERTa, SDPA, from"][FORWARD] == "1024 tokens"
+
+
+def test_a_crossover_between_two_lengths_is_interpolated(tmp_path):
+    fill(tmp_path)
+    frame = load_models(tmp_path)
+    frame.loc[frame["provider"] == OURS, "p50_ms"] *= 1.5
+    assert crossover(frame, FORWARD, "p50_ms") == pytest.approx(1536)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1e-3, 64.0), (1e3, None)], ids=["always_faster", "never_faster"])
+def test_a_crossover_outside_the_lengths_is_said(tmp_path, factor, expected):
+    fill(tmp_path)
+    frame = load_models(tmp_path)
+    frame.loc[frame["provider"] == OURS, "p50_ms"] *= factor
+    assert crossover(frame, FORWARD, "p50_ms") == expected
+
+
+def test_findings_need_no_peer(tmp_path):
+    fill(tmp_path)
+    frame = load_models(tmp_path)
+    found = values(frame[frame["provider"] == OURS])
+    assert list(found) == ["ours: 64 tokens faster than 512", "ours: peak memory grows as length to the power of"]
+
+
+def test_pictures_and_tables_come_from_the_rows_alone(tmp_path):
+    fill(tmp_path)
+    written = {path.name: path.read_bytes() for path in draw_and_describe(tmp_path)}
+    assert set(written) == {"model.md", "model.png", "model.svg"}
+    assert written["model.png"].startswith(b"\x89PNG")
+    text = written["model.md"].decode()
+    assert text == as_markdown(load_models(tmp_path))
+    for part in ("| 3.00x | 3.00x |", "a processor, 2 threads", "commit abc"):
+        assert part in text
+
+
+def test_an_empty_folder_says_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match="longformer-triton bench model --out"):
+        load_models(tmp_path)
+
+
+def test_models_agree_and_a_rerun_measures_nothing_again(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    assert run_models(TINY, tmp_path, Console(quiet=True))
+    rows = Record(tmp_path, ModelCase, ModelMeasurement).rows()
+    # Two directions; three implementations at 16 tokens, and the projections of all tokens too at 32, the length compared.
+    assert len(rows) == 14
+    assert {row["status"] for row in rows} == {OK}
+    errors = {row["provider"]: row["relative_error"] for row in rows if row["seq_len"] == "32"}
+    assert float(errors[OURS]) < 1e-4
+    assert errors[FULL] == ""
+    monkeypatch.setattr(model_sweep.Worker, "run", lambda *arguments: pytest.fail("measured again"))
+    assert run_models(TINY, tmp_path, Console(quiet=True))
+
+
+def test_what_spoils_a_group_is_found_by_measuring_alone(tmp_path, monkeypatch):
+    """Out of memory, or killed: the others of the group keep their rows."""
+
+    def run(worker, cases, seconds, deadline):
+        if any(case.provider == PEER for case in cases):
+            return ERROR, "spoilt", None
+        return OK, "", {case.provider: measured(1, 1, 1) for case in cases}
+
+    monkeypatch.setattr(model_sweep.Worker, "run", run)
+    output = io.StringIO()
+    run_models(dataclasses.replace(TINY, lengths=(16,), directions=(FORWARD,)), tmp_path, Console(file=output))
+    rows = {row["provider"]: row["status"] for row in Record(tmp_path, ModelCase, ModelMeasurement).rows()}
+    assert rows == {OURS: OK, PEER: ERROR, FULL: OK, UNABSORBED: OK}
+    assert "each again, alone" in output.getvalue()
+
+
+def test_time_that_is_up_leaves_the_rest_for_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_sweep.Worker, "run", lambda *arguments: None)
+    assert not run_models(TINY, tmp_path, Console(quiet=True))
+    assert Record(tmp_path, ModelCase, ModelMeasurement).rows() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_call_seconds": 1.0}, "about 4 s a call"),
+        ({}, "needs about 16.0 GiB"),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_cell_that_would_take_too_much_is_foreseen(monkeypatch, changes, reason):
+    monkeypatch.setattr(model_sweep, "free_bytes", lambda device: 16 * 2**30)
+    done = {ModelCase(FULL, FORWARD, 1024, None): {"status": OK, "p50_ms": "1000", "peak_extra_mib": "8192"}}
+    assert reason in why_skip(ModelCase(FULL, FORWARD, 2048, None), dataclasses.replace(ModelPlan(), **changes), done)
+
+
+def test_a_package_that_is_absent_skips_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(model_sweep.Worker, "run", lambda worker, cases, *rest: (OK, "", {OURS: measured(1, 1, 1)}))
+    run_models(dataclasses.replace(TINY, lengths=(16, 32), directions=(FORWARD,)), tmp_path, Console(quiet=True))
+    rows = {row["provider"]: row for row in Record(tmp_path, ModelCase, ModelMeasurement).rows() if row["seq_len"] == "16"}
+    assert rows[PEER]["status"] == SKIPPED
+    assert rows[PEER]["reason"] == "transformers is not installed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 3}, "window: got 3"),
+        ({"lengths": ()}, "lengths: got"),
+        ({"dtype": "int8"}, "dtype: got int8"),
+        ({"directions": ("sideways",)}, "direction: got sideways"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_axes_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes).validate()
+
+
+def test_the_command_refuses_an_odd_window():
+    result = CliRunner().invoke(app, ["bench", "model", "--window", "3", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert "expected an even total" in result.output
+
+
+@pytest.mark.parametrize("limit", [4096, 5000, 6144, 8191, 8192, 100_000])
+def test_the_longest_text_is_found_to_an_eighth(limit):
+    found = longest(lambda seq_len: seq_len <= limit)
+    assert found <= limit < found * 1.125 + 1
+
+
+def test_nothing_fits():
+    assert longest(lambda seq_len: False) == 0
+
+
+def test_the_longest_text_needs_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="expected a GPU"):
+        run_longest(tmp_path, Console(quiet=True), "cpu")
+
+
+def test_the_longest_texts_are_recorded_once(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    fits = {0: 8192, 1: 16384}
+    monkeypatch.setattr(longest_module, "provenance", lambda place: ORIGIN)
+    monkeypatch.setattr(longest_module, "_fits", lambda case, seq_len, device: seq_len <= fits[case.checkpointing])
+    run_longest(tmp_path, Console(quiet=True), "cuda")
+    rows = Record(tmp_path, longest_module.LongestCase, longest_module.Longest).rows()
+    assert [(row["checkpointing"], row["seq_len"]) for row in rows] == [("0", "8192"), ("1", "16384")] * 3
+    monkeypatch.setattr(longest_module, "_fits", lambda *arguments: pytest.fail("measured again"))
+    run_longest(tmp_path, Console(quiet=True), "cuda")
