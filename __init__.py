@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         LongformerForSequenceClassification,
         LongformerForTokenClassification,
     )
+    from longformer_triton.heads.pipelines import pipeline
     from longformer_triton.kernels import (
         AttentionPattern,
         absorbed_global_attention,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         LongformerSequenceClassifierOutput,
         LongformerTokenClassifierOutput,
     )
+    from longformer_triton.tokenization import LongformerTokenizer, LongformerTokenizerFast
 
     __version__: str
 
@@ -42,6 +44,7 @@ _ROOMS = {
         "LongformerForSequenceClassification",
         "LongformerForTokenClassification",
     ),
+    "longformer_triton.heads.pipelines": ("pipeline",),
     "longformer_triton.kernels": (
         "AttentionPattern",
         "absorbed_global_attention",
@@ -62,6 +65,7 @@ _ROOMS = {
         "LongformerSequenceClassifierOutput",
         "LongformerTokenClassifierOutput",
     ),
+    "longformer_triton.tokenization": ("LongformerTokenizer", "LongformerTokenizerFast"),
 }
 _HOME_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
@@ -80,11 +84,14 @@ __all__ = [
     "LongformerQuestionAnsweringModelOutput",
     "LongformerSequenceClassifierOutput",
     "LongformerTokenClassifierOutput",
+    "LongformerTokenizer",
+    "LongformerTokenizerFast",
     "absorbed_global_attention",
     "attention_probabilities",
     "available_backends",
     "longformer_attention",
     "merge_attention",
+    "pipeline",
     "sliding_window_attention",
 ]
 

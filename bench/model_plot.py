@@ -7,8 +7,9 @@ import pathlib
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from longformer_triton.bench.model_cells import DIRECTIONS, MODELS, UNABSORBED
+from longformer_triton.bench.model_cells import DIRECTIONS, MODELS, OURS, UNABSORBED
 from longformer_triton.bench.model_findings import MARKDOWN_NAME, as_markdown, load_models
 from longformer_triton.bench.plot import SETTINGS, lines, log_axes, write
 
@@ -19,7 +20,8 @@ def _title(provider: str) -> str:
 
 def draw_models(frame: pd.DataFrame) -> Figure:
     """Tokens a second above, peak extra memory below; a column for each direction."""
-    frame = frame[frame["provider"] != UNABSORBED]
+    # Ours last, on top: where lines meet, one would hide it.
+    frame = frame[frame["provider"] != UNABSORBED].sort_values("provider", key=lambda names: names == OURS, kind="stable")
     directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
     figure = Figure(figsize=(6.2 * len(directions), 9.6), layout="constrained")
     grid = figure.subplots(2, len(directions), squeeze=False, sharex=True)
@@ -32,6 +34,8 @@ def draw_models(frame: pd.DataFrame) -> Figure:
         ):
             lines(axes, rows, value, "seq_len", with_exponent=value == "peak_extra_mib", title=_title)
             log_axes(axes, ticks, "text length, tokens", label)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
             low, high = axes.get_ylim()
             room = (high / low) ** 0.4
             axes.set_ylim(*((low / room, high) if legend == "lower left" else (low, high * room)))

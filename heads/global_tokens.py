@@ -14,14 +14,11 @@ masked language modelling    none                                 every token is
 token classification         none                                 the same; marks such as sentence starts can be added
 ===========================  ===================================  =========================================================
 
-A mask that is given is taken as it is. Masked tokens are never global. For masks of one's own there are :func:`with_ids` (such
-as a separator at each sentence), :func:`every` (summary tokens at intervals) and :func:`spans` (a heading, a name); several
-are joined with ``|``.
+A mask that is given is taken as it is. Masked tokens are never global. Masks of one's own, for marks, intervals, stretches or
+sentences, are made from encoded texts: :mod:`longformer_triton.tokenization.global_attention`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,66 +65,6 @@ def after_first_separators(input_ids: Tensor, sep_token_id: int, attention_mask:
     """
     found = _first_separator(input_ids, sep_token_id, attention_mask, missing=input_ids.shape[1])
     return (torch.arange(input_ids.shape[1], device=input_ids.device) > found[:, None] + 1).long()
-
-
-def with_ids(input_ids: Tensor, ids: Iterable[int]) -> Tensor:
-    """Make all tokens with one of some ids global, such as ``<s>`` in front of each paragraph.
-
-    Args:
-        input_ids: (batch, seq_len).
-        ids: the ids.
-
-    Returns:
-        (batch, seq_len) int64 of 0 and 1.
-    """
-    wanted = torch.tensor(list(ids), dtype=input_ids.dtype, device=input_ids.device)
-    return torch.isin(input_ids, wanted).long()
-
-
-def every(tokens: Tensor, step: int, start: int = 0) -> Tensor:
-    """Make the tokens at ``start``, ``start + step``, ... global.
-
-    Args:
-        tokens: (batch, seq_len) ids, or (batch, seq_len, hidden_size) embeddings.
-        step: tokens from one to the next.
-        start: the first.
-
-    Returns:
-        (batch, seq_len) int64 of 0 and 1.
-
-    Raises:
-        ValueError: ``step`` is less than 1, or ``start`` negative.
-    """
-    if step < 1 or start < 0:
-        raise ValueError(f"step: got {step} from start {start}, expected a step >= 1 from a start >= 0.")
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-    mask[:, start::step] = 1
-    return mask
-
-
-def spans(tokens: Tensor, bounds: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-    """Make stretches of each text global.
-
-    Args:
-        tokens: (batch, seq_len) ids, or (batch, seq_len, hidden_size) embeddings.
-        bounds: for each text its stretches (first token, one past the last).
-
-    Returns:
-        (batch, seq_len) int64 of 0 and 1.
-
-    Raises:
-        ValueError: not one list for each text, or a stretch that is not within it.
-    """
-    batch, seq_len = tokens.shape[:2]
-    if len(bounds) != batch:
-        raise ValueError(f"bounds: got {len(bounds)} lists of spans, expected one for each of the {batch} texts.")
-    mask = torch.zeros((batch, seq_len), dtype=torch.int64, device=tokens.device)
-    for row, stretches in enumerate(bounds):
-        for first, end in stretches:
-            if not 0 <= first <= end <= seq_len:
-                raise ValueError(f"bounds: got ({first}, {end}) in text {row}, expected 0 <= first <= end <= {seq_len}.")
-            mask[row, first:end] = 1
-    return mask
 
 
 def _first_separator(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None, missing: int) -> Tensor:

@@ -37,9 +37,10 @@ def test_linked_files_exist(target):
     assert (ROOT / target).exists()
 
 
-def test_the_measured_table_is_the_recorded_one():
-    table = re.search(r"<!-- core table: begin -->\n(.*?)<!-- core table: end -->", README, flags=re.S).group(1)
-    assert table == (ROOT / "bench" / "results" / "cpu-core" / "core.md").read_text()
+@pytest.mark.parametrize("name", ["core", "model"])
+def test_the_measured_tables_are_the_recorded_ones(name):
+    table = re.search(rf"<!-- {name} table: begin -->\n(.*?)<!-- {name} table: end -->", README, flags=re.S).group(1)
+    assert table == (ROOT / "bench" / "results" / f"cpu-{name}" / f"{name}.md").read_text()
 
 
 def test_no_text_file_names_a_folder_of_one_machine():

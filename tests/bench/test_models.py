@@ -10,7 +10,17 @@ from typer.testing import CliRunner
 from longformer_triton.bench import longest as longest_module
 from longformer_triton.bench import model_sweep
 from longformer_triton.bench.longest import longest, run_longest
-from longformer_triton.bench.model_cells import FORWARD, FULL, OURS, PEER, TRAINING, UNABSORBED, ModelCase, ModelMeasurement
+from longformer_triton.bench.model_cells import (
+    FORWARD,
+    FULL,
+    MODELS,
+    OURS,
+    PEER,
+    TRAINING,
+    UNABSORBED,
+    ModelCase,
+    ModelMeasurement,
+)
 from longformer_triton.bench.model_findings import as_markdown, crossover, findings, load_models
 from longformer_triton.bench.model_plot import draw_and_describe
 from longformer_triton.bench.model_sweep import ModelPlan, run_models, why_skip
@@ -142,7 +152,9 @@ def test_a_cell_that_would_take_too_much_is_foreseen(monkeypatch, changes, reaso
 
 def test_a_package_that_is_absent_skips_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(model_sweep.Worker, "run", lambda worker, cases, *rest: (OK, "", {OURS: measured(1, 1, 1)}))
+    monkeypatch.setattr(
+        model_sweep.Worker, "run", lambda worker, cases, *rest: (OK, "", dict.fromkeys(MODELS, measured(1, 1, 1)))
+    )
     run_models(dataclasses.replace(TINY, lengths=(16, 32), directions=(FORWARD,)), tmp_path, Console(quiet=True))
     rows = {row["provider"]: row for row in Record(tmp_path, ModelCase, ModelMeasurement).rows() if row["seq_len"] == "16"}
     assert rows[PEER]["status"] == SKIPPED

@@ -1,0 +1,149 @@
+"""The commands that answer: inputs of every kind, bad lines named, exit statuses, examples that can be typed."""
+
+import json
+
+import pytest
+import torch
+from model_cases import TINY
+from text_cases import tokenizer_of
+from typer.testing import CliRunner
+
+import longformer_triton
+from longformer_triton.cli import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = "the cat saw a tree"
+HEADS = {
+    "fill-mask": "LongformerForMaskedLM",
+    "answer": "LongformerForQuestionAnswering",
+    "classify": "LongformerForSequenceClassification",
+    "tag": "LongformerForTokenClassification",
+    "choose": "LongformerForMultipleChoice",
+    "embed": "LongformerModel",
+}
+CHOICES = json.dumps({"context": TEXT, "choices": ["the cat", "a tree"]})
+# What each command reads from a line, and its options.
+LINES = {
+    "fill-mask": ("the <mask> saw", ["--input", "lines"]),
+    "answer": (TEXT, ["--input", "lines", "--question", "who saw"]),
+    "classify": (TEXT, ["--input", "lines"]),
+    "tag": (TEXT, ["--input", "lines", "--aggregation", "none"]),
+    "choose": (CHOICES, []),
+    "embed": (TEXT, ["--input", "lines"]),
+    "tokenize": (TEXT, ["--input", "lines"]),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = tokenizer_of([*TEXT.split(), "who"], root / "tokenizer")
+    folders = {"tokenize": root / "tokenizer"}
+    for command, name in HEADS.items():
+        torch.manual_seed(4)
+        config = longformer_triton.LongformerConfig(**{**TINY, "vocab_size": len(tokenizer)})
+        folders[command] = root / command
+        getattr(longformer_triton, name)(config).save_pretrained(folders[command])
+        tokenizer.save_pretrained(folders[command])
+    return folders
+
+
+def call(command, checkpoints, *arguments, **options):
+    device = [] if command == "tokenize" else ["--device", "cpu"]
+    return CliRunner().invoke(app, [command, "--model", str(checkpoints[command]), *device, *map(str, arguments)], **options)
+
+
+def rows(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_lines_of_standard_input_are_answered_in_order(command, checkpoints):
+    line, options = LINES[command]
+    extra = [] if command == "embed" else ["--json"]
+    result = call(command, checkpoints, *options, *extra, input=f"{line}\n\n{line}\n")
+    assert result.exit_code == 0, result.output
+    assert [row["input"] for row in rows(result)] == ["standard input:1", "standard input:3"]
+    first, second = (row["result"] for row in rows(result))
+    assert first == second
+    assert first or command == "tag"
+
+
+@pytest.mark.parametrize("command", [command for command in LINES if command != "embed"])
+def test_results_are_text_unless_json_is_asked_for(command, checkpoints):
+    line, options = LINES[command]
+    result = call(command, checkpoints, *options, input=f"{line}\n")
+    assert result.exit_code == 0, result.output
+    assert not result.stdout.startswith("{")
+    assert result.stdout.strip()
+
+
+def test_a_file_is_one_text_and_a_jsonl_file_one_a_line(checkpoints, tmp_path):
+    (tmp_path / "article.txt").write_text(f"{TEXT}\n{TEXT}\n")
+    (tmp_path / "many.jsonl").write_text("\n".join(json.dumps({"text": TEXT}) for _ in range(3)))
+    result = call("classify", checkpoints, "--json", tmp_path / "article.txt", tmp_path / "many.jsonl")
+    assert result.exit_code == 0, result.output
+    assert [row["input"].rpartition("/")[2] for row in rows(result)] == [
+        "article.txt", "many.jsonl:1", "many.jsonl:2", "many.jsonl:3",
+    ]  # fmt: skip
+
+
+def test_questions_come_from_the_lines_or_from_the_option(checkpoints, tmp_path):
+    (tmp_path / "some.jsonl").write_text(json.dumps({"question": "who", "context": TEXT}) + "\n" + json.dumps(TEXT) + "\n")
+    result = call("answer", checkpoints, "--json", "--question", "who saw", tmp_path / "some.jsonl")
+    assert result.exit_code == 0, result.output
+    assert [row["result"]["answer"] in TEXT for row in rows(result)] == [True, True]
+
+
+def test_bad_lines_are_named_and_the_rest_goes_on(checkpoints):
+    lines = [json.dumps({"text": TEXT}), "{no json", json.dumps({"word": TEXT}), json.dumps({"text": TEXT})]
+    result = call("classify", checkpoints, "--input", "jsonl", "--json", input="\n".join(lines))
+    assert result.exit_code == 1
+    assert [row["input"] for row in rows(result)] == ["standard input:1", "standard input:4"]
+    assert "standard input:2: no JSON" in result.stderr
+    assert "standard input:3: " in result.stderr
+    assert "got no 'text'" in result.stderr
+
+
+def test_a_text_that_is_too_long_is_named_with_the_remedy(checkpoints):
+    long = " ".join([TEXT] * 100)
+    result = call("classify", checkpoints, "--input", "lines", input=f"{TEXT}\n{long}\n")
+    assert result.exit_code == 1
+    assert "standard input:2: " in result.stderr
+    assert "too_long='truncate'" in result.stderr
+    assert call("classify", checkpoints, "--input", "lines", "--too-long", "truncate", input=f"{long}\n").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--too-long", "split"], "too_long: got 'split'"),
+        (["--input", "xml"], "expected one of text, lines, jsonl"),
+        (["absent.txt"], "absent.txt: no such file"),
+    ],
+    ids=["option", "format", "file"],
+)
+def test_what_cannot_run_ends_with_status_two(checkpoints, arguments, message):
+    result = call("classify", checkpoints, *arguments, input="")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_directory_that_is_none_is_named():
+    result = CliRunner().invoke(app, ["embed", "--model", "./absent", "--device", "cpu"], input="")
+    assert result.exit_code == 2
+    assert "absent" in result.stderr
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_help_has_an_example(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"longformer-triton {command}" in " ".join(result.stdout.split())
+
+
+def test_ids_of_tokens_have_their_ends(checkpoints):
+    result = call("tokenize", checkpoints, "--ids", "--input", "lines", input=f"{TEXT}\n")
+    numbers = [int(number) for number in result.stdout.split()]
+    assert (numbers[0], numbers[-1]) == (0, 2)
