@@ -251,6 +251,24 @@ def longest(
         _fail(str(error))
 
 
+@bench.command()
+def tokenizer(
+    vocabulary: Annotated[pathlib.Path, typer.Argument(help="A directory with vocab.json and merges.txt, or tokenizer.json.")],
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Text files, each one text of the batch.")],
+    out: Folder = pathlib.Path("results/tokenizer"),
+) -> None:
+    """Compare the tokenizer with transformers' fast one on the same batch, side by side."""
+    from rich.console import Console
+
+    from longformer_triton.bench.tokenizers import run_tokenizers
+
+    console = Console()
+    try:
+        console.print(run_tokenizers(vocabulary, [path.read_text(encoding="utf-8") for path in files], out, console))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
 _ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
 
 

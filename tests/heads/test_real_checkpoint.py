@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import torch
 
-from longformer_triton import LongformerForMaskedLM
+from longformer_triton import LongformerForMaskedLM, LongformerTokenizer, pipeline
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = [
@@ -93,6 +93,15 @@ def test_masked_residues_are_filled_as_roberta_fills_them(roberta, longformer, v
     assert torch.equal(got, expected)
     assert torch.equal(got[FRAMEWORK], truth[FRAMEWORK])
     assert (got == truth).float().mean() > 0.7
+
+
+def test_a_pipeline_fills_a_chain_in(longformer, folder, tmp_path):
+    """Its alphabet of single letters is a byte-level vocabulary without merges."""
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = LongformerTokenizer(folder / "vocab.json", tmp_path / "merges.txt")
+    fill = pipeline("fill-mask", longformer, tokenizer)
+    texts = [TRASTUZUMAB[:place] + "<mask>" + TRASTUZUMAB[place + 1 :] for place in FRAMEWORK]
+    assert [found[0]["sequence"] for found in fill(texts, top_k=2)] == [TRASTUZUMAB] * len(FRAMEWORK)
 
 
 def test_a_smaller_window_is_another_model(roberta, longformer, vocabulary):
