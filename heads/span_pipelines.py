@@ -182,6 +182,9 @@ class TokenClassification(Pipeline):
         counts: list[int] = []
         previous = None
         for scores, start, end in words:
+            # Spaces alone, which belong to no word.
+            if start == end:
+                continue
             label = labels[int(scores.argmax())]
             kind = label[2:] if label[:2] in ("B-", "I-") else label
             if label in ignore_labels:

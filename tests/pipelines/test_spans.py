@@ -166,6 +166,10 @@ def test_aggregations_differ_in_which_token_speaks_for_a_word():
     assert [tags(tokens(*split), aggregation=kind)[0]["label"] for kind in ("first", "average", "max")] == ["LOC", "PER", "PER"]
 
 
+def test_spaces_alone_are_no_word():
+    assert tags(tokens((0, 4, 0, 1, 0.9), (5, 5, 1, 3, 0.9)))[-1]["word"] == "Anna"
+
+
 def test_a_new_beginning_is_a_new_name():
     found = tags(tokens((0, 4, 0, 1, 0.9), (5, 8, 1, 1, 0.9)))
     assert [one["word"] for one in found] == ["Anna", "Lee"]
