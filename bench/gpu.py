@@ -79,8 +79,10 @@ def _models(dtype: str) -> Step:
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
         plan = ModelPlan(lengths=_MODEL_LENGTHS, dtype=dtype, device="cuda", cell_seconds=1.0, time_limit=left)
         finished = run_models(plan, folder / f"model-{dtype}", console)
+        if not finished:
+            return None
         draw_and_describe(folder / f"model-{dtype}")
-        return True if finished else None
+        return True
 
     return step
 

@@ -92,8 +92,8 @@ def run_longest(folder: pathlib.Path, console: Console, device: str, dtype: str 
             if reason is not None:
                 record.append(case, SKIPPED, origin, reason=reason)
                 continue
-            with console.status(f"{MODELS[name].title}, {'with' if checkpointing else 'without'} checkpointing"):
+            label = f"{MODELS[name].title}, {'with' if checkpointing else 'without'} checkpointing"
+            with console.status(label):
                 found = longest(lambda seq_len, case=case: _fits(case, seq_len, place))  # type: ignore[misc]
             record.append(case, OK, origin, Longest(found))
-            how = "with checkpointing" if checkpointing else "without checkpointing"
-            console.print(f"{MODELS[name].title}, {how}: {found} tokens")
+            console.print(f"{label}: {found} tokens")

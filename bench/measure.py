@@ -108,16 +108,22 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def percentiles(samples_ms: list[float]) -> tuple[float, float, float]:
+    """p20, median and p80; of a single sample, three times that."""
+    if len(samples_ms) == 1:
+        return samples_ms[0], samples_ms[0], samples_ms[0]
+    cuts = statistics.quantiles(samples_ms, n=10, method="inclusive")
+    return cuts[1], statistics.median(samples_ms), cuts[7]
+
+
 def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measurement:
     """Percentiles of the samples, and the rates that follow."""
-    ordered = sorted(samples_ms)
-    cuts = statistics.quantiles(ordered, n=10, method="inclusive") if len(ordered) > 1 else ordered * 9
-    median = statistics.median(ordered)
+    p20, median, p80 = percentiles(samples_ms)
     return Measurement(
-        p20_ms=round(cuts[1], 4),
+        p20_ms=round(p20, 4),
         p50_ms=round(median, 4),
-        p80_ms=round(cuts[7], 4),
-        repeats=len(ordered),
+        p80_ms=round(p80, 4),
+        repeats=len(samples_ms),
         first_call_ms=round(cell.first_call_ms, 3),
         peak_extra_mib=round(peak_bytes / 2**20, 3),
         useful_tflops=round(useful_flops(cell.case) / median / 1e9, 5),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from longformer_triton.bench.cases import DTYPES
 from longformer_triton.bench.check import WrongAnswerError
-from longformer_triton.bench.measure import peak_extra_bytes
+from longformer_triton.bench.measure import peak_extra_bytes, percentiles
 
 FORWARD, TRAINING = "forward", "training step"
 DIRECTIONS = (FORWARD, TRAINING)
@@ -237,12 +236,11 @@ def measure_together(cases: Sequence[ModelCase], device: torch.device, seconds: 
 
 
 def _summarise(cell: ModelCell, samples_ms: list[float], peak_bytes: int, error: float | None) -> ModelMeasurement:
-    cuts = statistics.quantiles(samples_ms, n=10, method="inclusive")
-    median = statistics.median(samples_ms)
+    p20, median, p80 = percentiles(samples_ms)
     return ModelMeasurement(
-        p20_ms=round(cuts[1], 3),
+        p20_ms=round(p20, 3),
         p50_ms=round(median, 3),
-        p80_ms=round(cuts[7], 3),
+        p80_ms=round(p80, 3),
         repeats=len(samples_ms),
         first_call_ms=round(cell.first_call_ms, 3),
         peak_extra_mib=round(peak_bytes / 2**20, 3),

@@ -22,12 +22,12 @@ from longformer_triton.bench.model_cells import (
     measure_together,
 )
 from longformer_triton.bench.record import OK, SKIPPED, Record
+from longformer_triton.bench.sweep import MEMORY_SHARE
 from longformer_triton.bench.worker import Worker
 
 # The length at which implementations are compared, and the absorbed projections with those of all tokens.
 COMPARED_AT = 4096
 SHORT, USUAL = 64, 512
-_MEMORY_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     if seconds > plan.max_call_seconds:
         return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
     needed, free = float(done[nearest]["peak_extra_mib"]) * growth / 1024, free_bytes(torch.device(plan.device)) / 2**30
-    if needed > _MEMORY_SHARE * free:
+    if needed > MEMORY_SHARE * free:
         return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
     return None
 
@@ -159,7 +159,7 @@ class _Sweep:
     def _measure(self, cases: Sequence[ModelCase]) -> bool:
         outcome = self.worker.run(list(cases), self.plan.cell_seconds, self.deadline)
         # A process of its own for each group: memory that an earlier one left to the allocator spares the next one page faults,
-        # which are a third of the time of implementations that make large intermediates.
+        # which are about 40 % of the time of implementations that make large intermediates.
         self.worker.stop()
         if outcome is None:
             return False

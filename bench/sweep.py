@@ -19,7 +19,7 @@ from longformer_triton.bench.record import OK, SKIPPED, Record
 from longformer_triton.bench.worker import Worker
 
 # A cell may take this share of the memory that is free.
-_MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | 
     if reason is not None:
         return reason
     needed, free = provider.peak_bytes(case), free_bytes(device)
-    if needed > _MEMORY_SHARE * free:
+    if needed > MEMORY_SHARE * free:
         return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     predicted = _predicted_seconds(case, done)
     if predicted is not None and predicted > plan.max_call_seconds:

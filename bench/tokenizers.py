@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from longformer_triton.bench.machine import provenance
+from longformer_triton.bench.measure import percentiles
 from longformer_triton.bench.record import OK, Record
 
 # Ways of calling a tokenizer, by what they are for.
@@ -77,16 +78,15 @@ def run_tokenizers(
     record, origin = Record(folder, TokenizerCase, TokenizerTimes), provenance(torch.device("cpu"))
     table = Table("call", "ours, ms", "transformers, ms", "times as fast")
     batch, characters = list(texts), sum(map(len, texts))
+    if made[OURS](batch)["input_ids"] != made[PEER](batch)["input_ids"]:
+        raise ValueError(f"vocabulary: the two tokenizers of {vocabulary} disagree about these texts.")
     for call, options in CALLS.items():
-        if made[OURS](batch)["input_ids"] != made[PEER](batch)["input_ids"]:
-            raise ValueError(f"vocabulary: the two tokenizers of {vocabulary} disagree about these texts.")
         samples: dict[str, list[float]] = {name: [] for name in made}
         for _ in track(range(rounds), description=call, console=console):
             for name, tokenizer in made.items():
                 samples[name].append(_milliseconds(lambda: tokenizer(batch, **options)))  # noqa: B023 - called at once
         for name, times in samples.items():
-            cuts = statistics.quantiles(times, n=10, method="inclusive")
-            measured = TokenizerTimes(round(cuts[1], 3), round(statistics.median(times), 3), round(cuts[7], 3), rounds)
+            measured = TokenizerTimes(*(round(cut, 3) for cut in percentiles(times)), repeats=rounds)
             record.append(TokenizerCase(name, call, len(batch), characters), OK, origin, measured)
         ours, peer = (statistics.median(samples[name]) for name in (OURS, PEER))
         ratios = [theirs / mine for mine, theirs in zip(samples[OURS], samples[PEER], strict=True)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.model.base import LongformerPreTrainedModel
+from longformer_triton.model.settings import dtype_of
 from longformer_triton.tokenization import LongformerTokenizer
 
 TOO_LONG = ("split", "truncate", "error")
@@ -266,7 +267,7 @@ def pipeline(
         tokenizer = model if tokenizer is None else tokenizer
         loaded: LongformerPreTrainedModel = model_class.from_pretrained(model, dtype=dtype, device=device)
     elif isinstance(model, model_class):
-        loaded = model.to(device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        loaded = model.to(device=device, dtype=dtype_of(dtype))
     else:
         raise TypeError(f"model: got {type(model).__name__}, expected a {kind.model_class}, or a checkpoint to load one from.")
     if tokenizer is None:

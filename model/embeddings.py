@@ -46,10 +46,10 @@ class LongformerEmbeddings(nn.Module):
         Raises:
             ValueError, TypeError: more tokens than the position table has rows for, or no indices of a table.
         """
-        self._check_length(input_ids, position_ids, inputs_embeds)
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
         shape = (given.shape[0], given.shape[1])
+        self._check_length(shape[1], input_ids, position_ids)
         for name, value, table, field in (
             ("input_ids", input_ids, self.word_embeddings, "vocab_size"),
             ("token_type_ids", token_type_ids, self.token_type_embeddings, "type_vocab_size"),
@@ -77,7 +77,7 @@ class LongformerEmbeddings(nn.Module):
         """The most real tokens that a text may have."""
         return self.position_embeddings.num_embeddings - self.padding_idx - 1
 
-    def _check_length(self, input_ids: Tensor | None, position_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    def _check_length(self, tokens: int, input_ids: Tensor | None, position_ids: Tensor | None) -> None:
         """Refuse what would index past the position table, before anything is launched.
 
         Padding has no position of its own, so a padded text may be longer than the table; what counts are real tokens. They
@@ -86,9 +86,6 @@ class LongformerEmbeddings(nn.Module):
         """
         if torch.compiler.is_exporting() or position_ids is not None:
             return
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        assert given is not None
-        tokens = given.shape[1]
         if tokens <= self.longest:
             return
         if input_ids is not None and not torch.compiler.is_compiling():

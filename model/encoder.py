@@ -112,11 +112,12 @@ class LongformerEncoder(nn.Module):
             head_mask: (num_hidden_layers, num_attention_heads) or None.
             output_attentions, output_hidden_states: what to return besides the last hidden states.
         """
-        patterns = {window: pattern.with_window(window // 2) for window in self.config.windows()}
+        windows = self.config.windows()
+        patterns = {window: pattern.with_window(window // 2) for window in windows}
         states = [hidden_states] if output_hidden_states else []
         local_maps: list[Tensor] = []
         global_maps: list[Tensor] = []
-        for number, (layer, window) in enumerate(zip(self.layer, self.config.windows(), strict=True)):
+        for number, (layer, window) in enumerate(zip(self.layer, windows, strict=True)):
             mask = None if head_mask is None else head_mask[number]
             run = functools.partial(layer, pattern=patterns[window], head_mask=mask, output_attentions=output_attentions)
             if self.gradient_checkpointing and self.training:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import MODELS, TINY, ours
+from model_cases import MODELS, TINY, filled, ours
 
 import longformer_triton
 from longformer_triton import (
@@ -22,14 +22,6 @@ GLOBAL = ("query_global", "key_global", "value_global")
 @pytest.fixture(scope="module")
 def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed")
-
-
-def filled(model):
-    """Biases and norms begin alike in every model; random ones show what was left out or swapped."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    return model
 
 
 def assert_same_parameters(got, expected, names):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_cases import MODELS, TINY, Texts, ours, theirs
+from model_cases import MODELS, TINY, Texts, filled, ours, theirs
 from safetensors import safe_open
 
 import longformer_triton
@@ -26,14 +26,6 @@ FORMATS = {
 @pytest.fixture(scope="module")
 def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed")
-
-
-def filled(model):
-    """Biases and norms begin alike in every model; random ones show what was left out or swapped."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    return model
 
 
 def assert_same_state(got, expected):

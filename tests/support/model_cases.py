@@ -55,6 +55,14 @@ def pair(name: str, **options: Any) -> tuple[Any, Any]:
     return mine, original
 
 
+def filled(model: Any) -> Any:
+    """``model`` with random biases and norms too, which begin alike in every model: what was left out or swapped shows."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """A batch of random texts; everything random follows from ``seed``."""
