@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from longformer_triton.kernels import (
     sliding_window_attention,
 )
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.plain import is_plain_linear
 
 Maps = tuple[Tensor, "Tensor | None"]
 GLOBAL_PROJECTIONS = ("query_global", "key_global", "value_global")
@@ -42,24 +43,12 @@ class _WithZeroGradients(torch.autograd.Function):
         return (grad, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like))
 
 
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether a projection is nothing but its weight and bias: no adapter, hook or parametrisation would be passed over."""
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    return type(linear) is nn.Linear and linear.bias is not None and "forward" not in vars(linear) and not any(hooks)
+class AttentionComputation:
+    """What a self-attention module of Longformer computes, whoever made the module: ours, and those of patched models.
 
-
-class LongformerSelfAttention(nn.Module):
-    """Windowed attention, and full attention of global tokens with projections of their own (arXiv 2004.05150, section 3.1)."""
-
-    def __init__(self, config: LongformerConfig, layer_id: int = 0) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        pruned = config.pruned_heads.get(layer_id, [])
-        self.heads = [head for head in range(config.num_attention_heads) if head not in pruned]
-        for name in PROJECTIONS:
-            setattr(self, name, nn.Linear(config.hidden_size, self.num_heads * self.head_dim))
-        self.dropout = config.attention_probs_dropout_prob
+    The module has the six projections, ``head_dim``, ``dropout`` and ``config``; of the configuration, the two fields that only
+    ours has may be absent.
+    """
 
     query: nn.Linear
     key: nn.Linear
@@ -67,13 +56,14 @@ class LongformerSelfAttention(nn.Module):
     query_global: nn.Linear
     key_global: nn.Linear
     value_global: nn.Linear
+    head_dim: int
+    dropout: float
+    config: Any
+    training: bool
+    # Whether global projections get gradients of zeros where nothing is global, or none at all.
+    fills_unused_gradients: ClassVar[bool] = True
 
-    @property
-    def num_heads(self) -> int:
-        """How many heads are left here."""
-        return len(self.heads)
-
-    def forward(
+    def attend(
         self,
         hidden_states: Tensor,
         pattern: AttentionPattern,
@@ -85,7 +75,7 @@ class LongformerSelfAttention(nn.Module):
         Args:
             hidden_states: (batch, seq_len, hidden_size).
             pattern: who sees whom.
-            head_mask: (num_attention_heads,), factors on each head's probabilities, pruned heads included; None: all ones.
+            head_mask: (heads,), factors on the probabilities of each head that is here; None: all ones.
             output_attentions: whether to compute the attention maps too.
 
         Returns:
@@ -101,12 +91,13 @@ class LongformerSelfAttention(nn.Module):
         if pattern.global_mask is None:
             context = sliding_window_attention(query, key, value, pattern=pattern, **options)
             assert isinstance(context, Tensor)
-            context = self._with_zero_gradients(context, *GLOBAL_PROJECTIONS)
+            if self.fills_unused_gradients:
+                context = self._with_zero_gradients(context, *GLOBAL_PROJECTIONS)
             if output_attentions:
                 maps = attention_probabilities(query, key, pattern)
         else:
             query_global = self._split(self.query_global(pattern.gather_global(hidden_states)))
-            if not output_attentions and self._absorb(pattern):
+            if not output_attentions and self._absorb(pattern, query.shape[1], hidden_states.shape[2]):
                 context = sliding_window_attention(query, key, value, pattern=pattern, **options)
                 assert isinstance(context, Tensor)
                 rows = self._absorbed_rows(hidden_states, query_global, pattern, options)
@@ -121,21 +112,18 @@ class LongformerSelfAttention(nn.Module):
                 if output_attentions:
                     maps = attention_probabilities(query, key, pattern, query_global=query_global, key_global=key_global)
         if head_mask is not None:
-            factors = head_mask.to(context.dtype)
-            if self.num_heads < self.config.num_attention_heads:
-                factors = factors[self.heads]
-            context = context * factors.view(1, -1, 1, 1)
+            context = context * head_mask.to(context.dtype).view(1, -1, 1, 1)
             if maps is not None:
                 local, of_globals = maps
-                factors = factors.to(local.dtype).view(1, -1, 1, 1)
+                factors = head_mask.to(local.dtype).view(1, -1, 1, 1)
                 maps = local * factors, None if of_globals is None else of_globals * factors
         return context.transpose(1, 2).flatten(2), maps
 
     def _split(self, states: Tensor) -> Tensor:
         """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim), a view."""
-        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _absorb(self, pattern: AttentionPattern) -> bool:
+    def _absorb(self, pattern: AttentionPattern, heads: int, hidden_size: int) -> bool:
         """Whether global rows go without projecting every token: where that is cheaper, if the configuration leaves it open.
 
         Never where a projection is more than its weight and bias, whatever the configuration says: it has to be called.
@@ -143,14 +131,14 @@ class LongformerSelfAttention(nn.Module):
         While tracing, the number of global tokens is known only if the configuration bounds it; projecting never costs more
         than two products, so that is what a graph for any number does.
         """
-        setting = self.config.absorb_global_projections
-        if not (_is_plain(self.key_global) and _is_plain(self.value_global)):
+        setting = getattr(self.config, "absorb_global_projections", "auto")
+        if not (is_plain_linear(self.key_global) and is_plain_linear(self.value_global)):
             return False
         if setting != "auto":
             return bool(setting)
-        if torch.compiler.is_compiling() and self.config.max_globals is None:
+        if torch.compiler.is_compiling() and getattr(self.config, "max_globals", None) is None:
             return False
-        return pattern.global_index.shape[1] * (self.num_heads - 1) < self.config.hidden_size
+        return pattern.global_index.shape[1] * (heads - 1) < hidden_size
 
     def _absorbed_rows(
         self, hidden_states: Tensor, query_global: Tensor, pattern: AttentionPattern, options: dict[str, Any]
@@ -170,6 +158,37 @@ class LongformerSelfAttention(nn.Module):
         parameters = [parameter for name in projections for parameter in getattr(self, name).parameters()]
         needed = [parameter for parameter in parameters if parameter.requires_grad]
         return _WithZeroGradients.apply(states, *needed) if needed and torch.is_grad_enabled() else states
+
+
+class LongformerSelfAttention(AttentionComputation, nn.Module):
+    """Windowed attention, and full attention of global tokens with projections of their own (arXiv 2004.05150, section 3.1)."""
+
+    def __init__(self, config: LongformerConfig, layer_id: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        pruned = config.pruned_heads.get(layer_id, [])
+        self.heads = [head for head in range(config.num_attention_heads) if head not in pruned]
+        for name in PROJECTIONS:
+            setattr(self, name, nn.Linear(config.hidden_size, self.num_heads * self.head_dim))
+        self.dropout = config.attention_probs_dropout_prob
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads are left here."""
+        return len(self.heads)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        pattern: AttentionPattern,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Maps | None]:
+        """As :meth:`attend`, with a ``head_mask`` (num_attention_heads,) that counts pruned heads too."""
+        if head_mask is not None and self.num_heads < self.config.num_attention_heads:
+            head_mask = head_mask[self.heads]
+        return self.attend(hidden_states, pattern, head_mask, output_attentions)
 
     def keep_heads(self, kept: list[int]) -> None:
         """Remove all heads but ``kept`` (numbers as in the configuration) from the six projections."""

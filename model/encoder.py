@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,18 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.model.attention import LongformerAttention
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.feed_forward import ACTIVATIONS, feed_forward, name_of
 from longformer_triton.model.outputs import LongformerBaseModelOutput
-
-
-def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function of ``config.hidden_act``."""
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "gelu": nn.functional.gelu,
-        "gelu_new": functools.partial(nn.functional.gelu, approximate="tanh"),
-        "relu": nn.functional.relu,
-        "silu": nn.functional.silu,
-    }
-    return functions[name] if isinstance(name, str) else name
+from longformer_triton.model.plain import is_plain, is_plain_linear
 
 
 class LongformerIntermediate(nn.Module):
@@ -33,7 +23,7 @@ class LongformerIntermediate(nn.Module):
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = activation(config.hidden_act)
+        self.activation = ACTIVATIONS[config.hidden_act] if isinstance(config.hidden_act, str) else config.hidden_act
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(batch, seq_len, hidden_size) -> (batch, seq_len, intermediate_size)."""
@@ -83,7 +73,19 @@ class LongformerLayer(nn.Module):
         return states, *(maps or (None, None))
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
-        return self.output(self.intermediate(attended), attended)
+        """Both halves at once where nobody listens in between; a compiler decides by itself what to keep for backward."""
+        intermediate, output, activation = self.intermediate, self.output, name_of(self.intermediate.activation)
+        is_plain_pair = (
+            activation is not None
+            and is_plain(intermediate, LongformerIntermediate)
+            and is_plain(output, LongformerOutput)
+            and is_plain_linear(intermediate.dense)
+            and is_plain_linear(output.dense)
+        )
+        if activation is None or not is_plain_pair or torch.compiler.is_compiling():
+            return output(intermediate(attended), attended)
+        narrowed = feed_forward(attended, intermediate.dense, output.dense, activation)
+        return output.LayerNorm(output.dropout(narrowed) + attended)
 
 
 class LongformerEncoder(nn.Module):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longformer_triton.kernels.checks import dropout_threshold
+from longformer_triton.model.feed_forward import ACTIVATIONS
 
 if TYPE_CHECKING:
     from longformer_triton.model.config import LongformerConfig
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
 
-ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # RoBERTa's encoder has Longformer's layout but for the global projections, which then begin as copies of the local ones.
 READABLE_TYPES = ("longformer", "roberta", "xlm-roberta", "camembert")
