@@ -1,0 +1,240 @@
+"""The commands ``longformer-triton bench ...`` that measure, draw and compare."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from longformer_triton.cli_common import Device, Folder, Threads, device_or_best, fail, numbers
+
+bench = typer.Typer(no_args_is_help=True)
+
+_BENCH_PACKAGES = ("matplotlib", "pandas", "psutil")
+
+
+@bench.callback()
+def prepare_bench() -> None:
+    """Measure attention and draw what came out."""
+    # Read when torch loads: its profiler, which measures memory, otherwise logs two lines for every cell.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    missing = [name for name in _BENCH_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(f"{', '.join(missing)}: not installed; run: pip install 'longformer-triton[bench]'")
+
+
+@bench.command()
+def sweep(
+    out: Folder = pathlib.Path("results"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small default that ends within three minutes on two cores.")
+    ] = False,
+    lengths: Annotated[str | None, typer.Option(help="Sequence lengths, such as 1k,4k,16k.")] = None,
+    windows: Annotated[str | None, typer.Option(help="Windows in tokens, both sides together, such as 128,512.")] = None,
+    providers: Annotated[str | None, typer.Option(help="Comma-separated; the default is all that run.")] = None,
+    direction: Annotated[str | None, typer.Option(help="forward or forward+backward; the default is both.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    heads: Annotated[int | None, typer.Option(min=1)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    num_globals: Annotated[int | None, typer.Option(help="Global tokens at the start.", min=0)] = None,
+    device: Device = None,
+    threads: Threads = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
+    cell_seconds: Annotated[float | None, typer.Option(help="Seconds of repeats a cell.", min=0)] = None,
+    max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+) -> None:
+    """Sweep sequence length and window over every provider, and draw time, memory and speed-up.
+
+    Examples:
+
+        longformer-triton bench sweep --quick
+
+        longformer-triton bench sweep --lengths 1k,4k,16k,64k --windows 256,512 --out results/long
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from longformer_triton.bench.sweep import Plan, run_sweep, unavailable
+
+    place = device_or_best(device)
+    plan = Plan.quick(place) if quick else Plan(device=place)
+    given: dict[str, Any] = {
+        "lengths": None if lengths is None else numbers("--lengths", lengths),
+        "windows": None if windows is None else numbers("--windows", windows),
+        "providers": None if providers is None else tuple(providers.split(",")),
+        "directions": None if direction is None else (direction,),
+        "batch": batch,
+        "heads": heads,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "num_globals": num_globals,
+        "threads": threads,
+        "time_limit": time_limit,
+        "cell_seconds": cell_seconds,
+        "max_call_seconds": max_call_seconds,
+    }
+    plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+    console = Console()
+    try:
+        plan.validate()
+        for name, reason in unavailable(plan).items():
+            console.print(f"not measured: {name}: {reason}")
+        finished = run_sweep(plan, out, console)
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
+        raise typer.Exit(130) from None
+    if not finished:
+        console.print("the time limit came first; the same command resumes.")
+    _draw(out)
+
+
+def _draw(folder: pathlib.Path) -> None:
+    from longformer_triton.bench.plot import draw_all
+
+    try:
+        for path in draw_all(folder):
+            typer.echo(str(path))
+    except ValueError as error:
+        fail(str(error))
+
+
+@bench.command()
+def plot(folder: Annotated[pathlib.Path, typer.Argument(help="A folder that a sweep wrote.")]) -> None:
+    """Draw the pictures of a results folder again, from its CSV alone."""
+    _draw(folder)
+
+
+@bench.command()
+def compare(first: pathlib.Path, second: pathlib.Path) -> None:
+    """Print the ratio of every cell that two results folders share (second over first)."""
+    from rich.console import Console
+
+    from longformer_triton.bench.compare import as_table, pair_up
+
+    try:
+        Console().print(as_table(pair_up(first, second)))
+    except ValueError as error:
+        fail(str(error))
+
+
+@bench.command()
+def core(
+    out: Folder = pathlib.Path("results/core"),
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(help="How often each variant runs.", min=2)] = 7,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Compare the attention core with transformers and full SDPA, side by side in one process: 12 heads, window 512."""
+    from rich.console import Console
+
+    from longformer_triton.bench.core import as_table, run_core
+
+    console = Console()
+    results = run_core(out, console, dtype=dtype, device=device_or_best(device), threads=threads, rounds=rounds)
+    console.print(as_table(results))
+
+
+@bench.command()
+def model(
+    out: Folder = pathlib.Path("results/model"),
+    lengths: Annotated[str | None, typer.Option(help="Text lengths, such as 512,4k,16k.")] = None,
+    window: Annotated[int | None, typer.Option(help="attention_window, both sides together.", min=2)] = None,
+    direction: Annotated[str | None, typer.Option(help="forward or 'training step'; the default is both.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    heads: Annotated[int | None, typer.Option(min=1)] = None,
+    head_dim: Annotated[int | None, typer.Option(min=1)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
+    cell_seconds: Annotated[float | None, typer.Option(help="Seconds of rounds a model.", min=0)] = None,
+    max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+) -> None:
+    """Compare whole models, base-sized: ours, transformers' Longformer, and RoBERTa with full attention, side by side.
+
+    Examples:
+
+        longformer-triton bench model
+
+        longformer-triton bench model --lengths 512,1k,2k --layers 2 --out results/small
+    """
+    from rich.console import Console
+
+    from longformer_triton.bench.model_findings import as_table, findings, load_models
+    from longformer_triton.bench.model_plot import draw_and_describe
+    from longformer_triton.bench.model_sweep import ModelPlan, run_models
+
+    given: dict[str, Any] = {
+        "lengths": None if lengths is None else numbers("--lengths", lengths),
+        "window": window,
+        "directions": None if direction is None else (direction,),
+        "batch": batch,
+        "layers": layers,
+        "heads": heads,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "threads": threads,
+        "time_limit": time_limit,
+        "cell_seconds": cell_seconds,
+        "max_call_seconds": max_call_seconds,
+    }
+    console = Console()
+    plan = ModelPlan(device=device_or_best(device), **{name: value for name, value in given.items() if value is not None})
+    try:
+        finished = run_models(plan, out, console)
+        console.print(as_table(findings(load_models(out))))
+        for path in draw_and_describe(out):
+            typer.echo(str(path))
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
+        raise typer.Exit(130) from None
+    if not finished:
+        console.print("the time limit came first; the same command resumes.")
+
+
+@bench.command()
+def longest(
+    out: Folder = pathlib.Path("results/longest"),
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    window: Annotated[int, typer.Option(help="attention_window, both sides together.", min=2)] = 512,
+    device: Device = None,
+) -> None:
+    """On a GPU: the longest text that a base-sized model can be trained on, for each implementation."""
+    from rich.console import Console
+
+    from longformer_triton.bench.longest import run_longest
+
+    try:
+        run_longest(out, Console(), device_or_best(device), dtype, window)
+    except ValueError as error:
+        fail(str(error))
+
+
+@bench.command()
+def tokenizer(
+    vocabulary: Annotated[pathlib.Path, typer.Argument(help="A directory with vocab.json and merges.txt, or tokenizer.json.")],
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Text files, each one text of the batch.")],
+    out: Folder = pathlib.Path("results/tokenizer"),
+) -> None:
+    """Compare the tokenizer with transformers' fast one on the same batch, side by side."""
+    from rich.console import Console
+
+    from longformer_triton.bench.tokenizers import run_tokenizers
+
+    console = Console()
+    try:
+        console.print(run_tokenizers(vocabulary, [path.read_text(encoding="utf-8") for path in files], out, console))
+    except (ValueError, OSError) as error:
+        fail(str(error))

@@ -1,0 +1,122 @@
+"""The commands about the Triton kernels: what they compile to, which launch configurations they get, whether they are right."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from longformer_triton.cli_common import Folder, fail, numbers
+
+_ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
+
+
+def _variant(head_dim: int, dtype: str, checks: bool, dropout: bool) -> Any:
+    import torch
+
+    from longformer_triton.bench.compiled import Variant
+
+    types = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
+    if dtype not in types:
+        raise typer.BadParameter(f"got {dtype!r}, expected one of {', '.join(types)}", param_hint="--dtype")
+    return Variant(head_dim, types[dtype], dtype == "tf32", checks, dropout)
+
+
+def _architectures(text: str) -> list[str]:
+    from longformer_triton.bench.compiled import ARCHITECTURES
+
+    names = text.split(",")
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown:
+        raise typer.BadParameter(f"got {', '.join(unknown)}, expected {_ARCHITECTURES}", param_hint="--architecture")
+    return names
+
+
+def inspect(
+    architecture: Annotated[str, typer.Option(help=_ARCHITECTURES)] = "sm_90",
+    head_dim: Annotated[int, typer.Option(min=16, max=256)] = 64,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or tf32.")] = "float16",
+    checks: Annotated[bool, typer.Option("--checks", help="With padding and global tokens.")] = False,
+    dropout: Annotated[bool, typer.Option("--dropout")] = False,
+) -> None:
+    """Compile the kernels for a GPU that need not be here, and show registers, spills and the main loop's instructions."""
+    from rich.console import Console
+
+    from longformer_triton.bench.inspect import as_table, compiled_kernels
+
+    console = Console()
+    variant = _variant(head_dim, dtype, checks, dropout)
+    for name in _architectures(architecture):
+        with console.status(f"compiling for {name}"):
+            kernels = list(compiled_kernels(variant, name))
+        console.print(as_table(variant, name, kernels))
+
+
+def tune(
+    architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURES + " The default is the GPU here.")] = None,
+    head_dim: Annotated[str, typer.Option(help="64, 128, 256; several with commas.")] = "64",
+    dtype: Annotated[str, typer.Option(help="float16 (bfloat16 has the same), float32 or tf32.")] = "float16",
+    kernel: Annotated[str | None, typer.Option(help="One kernel; the default is all.")] = None,
+    save: Annotated[
+        pathlib.Path | None, typer.Option(help="Table to append to; LONGFORMER_TRITON_CONFIGURATIONS=FILE puts it in force.")
+    ] = None,
+) -> None:
+    """Find launch configurations: the fastest on the GPU here, or for another architecture the first that compiles well."""
+    import torch
+
+    from longformer_triton.bench import tune as tuner
+    from longformer_triton.kernels.triton_impl.tuning import KERNELS, target_of
+
+    here = target_of(torch.device("cuda", 0)).architecture if torch.cuda.is_available() else None
+    if architecture is None and here is None:
+        fail("--architecture: not given, and there is no GPU here to take it from")
+    if kernel is not None and kernel not in KERNELS:
+        fail(f"--kernel: got {kernel}, expected one of {', '.join(KERNELS)}")
+    precision = _variant(64, dtype, False, False).precision
+    for name in _architectures(architecture or str(here)):
+        rows = tuner.table(
+            name, precision, numbers("--head-dim", head_dim), typer.echo, [kernel] if kernel else (),
+            device="cuda" if name == here else None,
+        )  # fmt: skip
+        for row in rows:
+            typer.echo(row.as_text())
+            if save is not None:
+                tuner.save([row], save)
+
+
+def gpu(
+    out: Folder = pathlib.Path("results/gpu"),
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; what is left over runs in the next call.", min=1)] = None,
+) -> None:
+    """On a GPU: check the kernels, then sweep against every peer; a rerun goes on where the last one stopped."""
+    from rich.console import Console
+
+    from longformer_triton.bench.gpu import run_gpu
+
+    try:
+        well = run_gpu(out, Console(), time_limit)
+    except ValueError as error:
+        fail(str(error))
+    raise typer.Exit(0 if well else 1)
+
+
+def doctor(
+    thorough: Annotated[bool, typer.Option("--thorough", help="Without a GPU: compile every head_dim, not only 64.")] = False,
+) -> None:
+    """Say what is installed and what runs here, and check the kernels; the exit status is 0 when all is well, else 1."""
+    from rich.console import Console
+
+    from longformer_triton.bench.doctor import examine
+
+    console = Console(soft_wrap=True)
+    well = examine(console, thorough=thorough)
+    console.print("[green]all is well" if well else "[red]not all is well: please report the lines marked above")
+    raise typer.Exit(0 if well else 1)
+
+
+def register(app: typer.Typer, bench: typer.Typer) -> None:
+    """Add the commands: ``doctor`` to ``app``, the others to ``bench``."""
+    app.command()(doctor)
+    for command in (inspect, tune, gpu):
+        bench.command()(command)
