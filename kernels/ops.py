@@ -12,6 +12,7 @@ Saved for backward are the inputs, ``out`` and ``lse``: nothing quadratic, and n
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
+
+# query, key, value
+States = tuple[Tensor, Tensor, Tensor]
 # Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
 _BACKEND_MODULES = {
     "torch": "longformer_triton.kernels.blockwise",
@@ -38,12 +44,33 @@ _ROWS = "Tensor query, Tensor key, Tensor value"
 _NUM_INPUTS, _NUM_ROWS = 6, 3
 
 
-def backend_module(name: str, query: Tensor, *, dropout: bool, dilated: bool) -> Any:
-    """The module of a backend for such queries: forward and backward of both operators, as plain functions."""
+def backend_module(name: str, window: States | None, pattern: AttentionPattern, *, dropout: bool) -> Any:
+    """The module of a backend: forward and backward of both operators, as plain functions.
+
+    Args:
+        name: of a backend, or AUTOMATIC.
+        window: query, key and value of ``attention``; None for ``global_rows``, whose products need no configuration.
+        pattern, dropout: what the kernels would have to serve.
+
+    Raises:
+        NotImplementedError: the Triton backend was asked for by name, gradients are wanted, and it could not give them.
+    """
+    reason = None
+    if window is not None and (name == AUTOMATIC or (name == "triton" and _wants_gradients(window))):
+        problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
+        reason = problem.why_not_served(window, pattern, dropout=dropout)
     if name == AUTOMATIC:
-        tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
-        name = "triton" if tuning.serves(query, dropout=dropout, dilated=dilated) else "torch"
+        name = "triton" if reason is None else "torch"
+        if reason is not None and reason not in _told:
+            _told.add(reason)
+            _log.info("PyTorch backend in use on %s: %s", pattern.device, reason)
+    elif reason is not None:
+        raise NotImplementedError(reason)
     return importlib.import_module(_BACKEND_MODULES[name])
+
+
+def _wants_gradients(states: States) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in states)
 
 
 def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
@@ -59,12 +86,14 @@ def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
     )
 
 
-def _unpack(query: Tensor, seq_len: int, arguments: tuple[Any, ...]) -> tuple[Any, AttentionPattern, float, Dropout | None]:
-    """(backend module, pattern, scale, dropout) from the trailing arguments of an operator."""
+def _unpack(
+    window: States | None, seq_len: int, arguments: tuple[Any, ...]
+) -> tuple[Any, AttentionPattern, float, Dropout | None]:
+    """(backend module, pattern, scale, dropout) from the trailing arguments of an operator; ``window`` as above."""
     key_mask, global_mask, index, count, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
     steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
     pattern = AttentionPattern((left, right), steps, is_causal, index.shape[0], seq_len, key_mask, global_mask, index, count)
-    module = backend_module(backend, query, dropout=seed is not None, dilated=set(pattern.dilations) != {1})
+    module = backend_module(backend, window, pattern, dropout=seed is not None)
     return module, pattern, scale, None if seed is None else Dropout(seed, threshold)
 
 
@@ -88,7 +117,7 @@ def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[T
 def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys, and of global rows where their projections are given."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[0], inputs[0].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[:_NUM_ROWS], inputs[0].shape[2], rest)
     return module.attention_forward(inputs[:_NUM_ROWS], _rows_of(inputs), pattern, scale, dropout)
 
 
@@ -111,7 +140,7 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of the six inputs of ``attention``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[0], inputs[0].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[:_NUM_ROWS], inputs[0].shape[2], rest)
     grads = _like_inputs(inputs, needs)
     window, rows = inputs[:_NUM_ROWS], _rows_of(inputs)
     module.attention_backward(grad_out, grad_lse, out, lse, window, rows, pattern, scale, dropout, needs, grads)
@@ -134,7 +163,7 @@ def global_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     returns context (batch, heads, G, channels), lse and kept (batch, heads, G), the sum of the probabilities after dropout.
     """
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
-    module, pattern, scale, dropout = _unpack(inputs[0], inputs[1].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(None, inputs[1].shape[2], rest)
     return module.rows_forward(inputs, pattern, scale, dropout)
 
 
@@ -165,7 +194,7 @@ def global_rows_backward(
 ) -> list[Tensor]:
     """Gradients of the three inputs of ``global_rows``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
-    module, pattern, scale, dropout = _unpack(inputs[0], inputs[1].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(None, inputs[1].shape[2], rest)
     grads = _like_inputs(inputs, needs)
     module.rows_backward(
         (grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads

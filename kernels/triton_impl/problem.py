@@ -18,13 +18,15 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows, text_spans
-from longformer_triton.kernels.triton_impl.tuning import Config, Target, precision_of
+from longformer_triton.kernels.triton_impl.tuning import Config, Target, precision_of, target_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
 
 # Sums over the whole text are split until there are about this many programs: four for each multiprocessor of the largest GPUs.
 _TARGET_PROGRAMS = 528
+# Times these, the floor of masked scores (primitives.FLOOR, -2**100) still is far below any other score, and still is finite.
+_SCALES = (1e-20, 1e8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,34 @@ def tensor_arguments(name: str, states: Tensor) -> dict[str, Any]:
     return {f"{name}_ptr": states, **strides}
 
 
+def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterable[Tensor]) -> bool:
+    """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
+
+    Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
+    """
+    return (
+        target.descriptors
+        and set(pattern.dilations) == {1}
+        and all(
+            _fits_descriptor(states)
+            and (states.dtype, precision_of(states.dtype)) != (torch.float32, "ieee")
+            and math.prod(states.shape[:2]) * (states.shape[2] + 4) < 2**31
+            for states in sources
+        )
+    )
+
+
+def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) -> str | None:
+    """None when every kernel that attention of ``window`` needs, forward and backward, has a configuration; else the reason.
+
+    Asked before each call that leaves the choice of a backend open, so that both directions run on the same one.
+    """
+    query = window[0]
+    target, checks = target_of(query.device), pattern.key_mask is not None or pattern.global_mask is not None
+    descriptors = uses_descriptors(target, pattern, window)
+    return target.missing(query.shape[3], precision_of(query.dtype), dropout=dropout, checks=checks, descriptors=descriptors)
+
+
 class Problem:
     """What all kernels of one call have in common, by the names of their arguments."""
 
@@ -88,6 +118,11 @@ class Problem:
                     f"{name}: got strides {tensor.stride()}, expected neighbouring channels (a last stride of 1), which "
                     f"the Triton kernels load as a whole: pass {name}.contiguous(), or backend='torch'."
                 )
+        if scale and not _SCALES[0] <= abs(scale) <= _SCALES[1]:
+            raise ValueError(
+                f"scale: got {scale!r}, expected 0 or a magnitude of {_SCALES[0]:g} to {_SCALES[1]:g}, beyond which the Triton "
+                "kernels cannot tell masked scores from others: multiply query by it, or pass backend='torch'."
+            )
         self.query, self.pattern, self.dropout, self.target = query, pattern, dropout, target
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
@@ -160,7 +195,7 @@ class Problem:
         ``sources`` (batch, heads, seq_len, head_dim) and ``numbers``, one for each of their rows, are loaded in tiles of
         ``axis`` ("block_m" or "block_n") rows.
         """
-        use = self._use_descriptors(sources.values())
+        use = uses_descriptors(self.target, self.pattern, sources.values())
         config = self.config(kernel, descriptors=use)
         rows = getattr(config, axis)
         shapes = {4: [1, 1, rows, self.arguments["BLOCK_D"]], 1: [rows]}
@@ -178,19 +213,6 @@ class Problem:
             count = len(list(run))
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count
-
-    def _use_descriptors(self, sources: Iterable[Tensor]) -> bool:
-        """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
-
-        Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
-        """
-        return (
-            self.target.descriptors
-            and (self.query.dtype, self.precision) != (torch.float32, "ieee")
-            and set(self.pattern.dilations) == {1}
-            and all(_fits_descriptor(states) for states in sources)
-            and self.batch * self.heads * (self.seq_len + 4) < 2**31
-        )
 
     def tiles(self, run: dict[str, int], block: int) -> int:
         """Programs of a launch over the tokens, for every head of a run."""
@@ -228,8 +250,10 @@ class Given:
         shape = (problem.batch, problem.heads, row_stride)
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
-        if problem.target.descriptors and not _fits_descriptor(grad_out):
-            # The gradient of a sum is such a one. A copy keeps the backward pass on the copy engine, like the forward pass.
+        # The gradient of a sum does not fit. A copy keeps the backward pass on the copy engine, like the forward pass.
+        misfit = problem.target.descriptors and not _fits_descriptor(grad_out)
+        # Kernels multiply a channel's number by its stride in 32 bits.
+        if misfit or grad_out.stride(-1) * problem.head_dim >= 2**31:
             grad_out = grad_out.contiguous()
         available.update(
             {

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import triton
-from torch import Tensor
 
 INTERPRETER = "interpreter"
 # Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
@@ -180,6 +179,15 @@ class Target:
             return dataclasses.replace(row.config, num_stages=1)
         return row.config
 
+    def missing(self, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool) -> str | None:
+        """None when every kernel has a configuration; else :meth:`config`'s message about the first that has none."""
+        try:
+            for kernel in KERNELS if checks else WINDOW_KERNELS:
+                self.config(kernel, head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors)
+        except NotImplementedError as refusal:
+            return str(refusal)
+        return None
+
 
 def precision_of(dtype: torch.dtype) -> str:
     """half, tf32 or ieee: the kind of matrix products.
@@ -190,23 +198,6 @@ def precision_of(dtype: torch.dtype) -> str:
     if dtype.itemsize == 2:
         return "half"
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def serves(query: Tensor, *, dropout: bool, dilated: bool) -> bool:
-    """Whether the table has a line for every kernel that attention of ``query`` (batch, heads, seq_len, head_dim) needs.
-
-    Wider queries are those of absorbed projections, whose products need no table.
-    """
-    head_dim, target, precision = query.shape[-1], target_of(query.device), precision_of(query.dtype)
-    if head_dim > HEAD_DIMS[-1]:
-        return True
-    try:
-        for kernel in KERNELS:
-            descriptors = target.descriptors and precision != "ieee" and not dilated
-            target.config(kernel, head_dim, precision, dropout=dropout, checks=True, descriptors=descriptors)
-    except NotImplementedError:
-        return False
-    return True
 
 
 @functools.lru_cache

@@ -1,6 +1,7 @@
 """Every shipped configuration compiles without spills, uses the matrix units, and keeps to its recorded budget."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import triton
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Variant, compile_launch
 from longformer_triton.bench.tune import launch_of
-from longformer_triton.kernels import backends, ops
-from longformer_triton.kernels.triton_impl import tuning
+from longformer_triton.kernels import AttentionPattern, backends, ops
+from longformer_triton.kernels.triton_impl import problem
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
     POINTERS,
@@ -127,26 +128,76 @@ def test_what_has_no_row_is_refused_by_name():
         target.config("backward_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
 
 
+@pytest.fixture
+def on_architecture(monkeypatch):
+    """Makes the backend see a GPU of a named architecture, and the choice of a backend new to it."""
+
+    def choose(architecture):
+        monkeypatch.setattr(problem, "target_of", lambda device: Target.named(architecture))
+        monkeypatch.setattr(ops, "_told", set())
+
+    return choose
+
+
+def states_and_pattern(dtype, head_dim, num_globals):
+    """Query, key and value of two heads and eight tokens, the first of them global."""
+    marks = torch.arange(8)[None] < num_globals
+    pattern = AttentionPattern.from_masks(None, marks if num_globals else None, shape=(1, 8), window=2)
+    return tuple(torch.zeros(1, 2, 8, head_dim, dtype=dtype) for _ in range(3)), pattern
+
+
 @pytest.mark.parametrize(
-    ("architecture", "dtype", "head_dim", "dropout", "expected"),
+    ("architecture", "dtype", "head_dim", "dropout", "num_globals", "expected"),
     [
-        ("sm_80", torch.bfloat16, 64, True, "triton_impl.launch"),
-        ("sm_90", torch.float16, 128, True, "triton_impl.launch"),
-        ("sm_90", torch.float32, 64, True, "triton_impl.launch"),
-        ("sm_90", torch.float16, 256, True, "blockwise"),
-        ("sm_120", torch.float32, 64, False, "triton_impl.launch"),
-        ("sm_120", torch.float32, 64, True, "blockwise"),
-        ("gfx942", torch.float16, 80, False, "triton_impl.launch"),
-        ("sm_100", torch.float32, 768, True, "triton_impl.launch"),
+        ("sm_80", torch.bfloat16, 64, True, 1, "triton_impl.launch"),
+        ("sm_90", torch.float16, 128, True, 1, "triton_impl.launch"),
+        ("sm_90", torch.float32, 64, True, 1, "triton_impl.launch"),
+        ("sm_90", torch.float16, 256, False, 1, "triton_impl.launch"),
+        ("sm_90", torch.float16, 256, True, 1, "blockwise"),
+        ("sm_86", torch.float16, 256, False, 0, "triton_impl.launch"),
+        ("sm_86", torch.float16, 256, False, 1, "blockwise"),
+        ("sm_120", torch.float32, 64, False, 1, "triton_impl.launch"),
+        ("sm_120", torch.float32, 64, True, 1, "blockwise"),
+        ("gfx942", torch.float16, 80, False, 1, "triton_impl.launch"),
     ],
 )
 def test_a_call_that_leaves_the_choice_gets_what_has_configurations(
-    architecture, dtype, head_dim, dropout, expected, monkeypatch
+    architecture, dtype, head_dim, dropout, num_globals, expected, on_architecture, caplog
 ):
-    """Asked for by name, the kernels would refuse; wide queries are absorbed projections, which need no configuration."""
-    monkeypatch.setattr(tuning, "target_of", lambda device: Target.named(architecture))
-    query = torch.zeros(1, 1, 8, head_dim, dtype=dtype)
-    assert ops.backend_module(backends.AUTOMATIC, query, dropout=dropout, dilated=False).__name__.endswith(expected)
+    on_architecture(architecture)
+    states, pattern = states_and_pattern(dtype, head_dim, num_globals)
+    with caplog.at_level(logging.INFO):
+        module = ops.backend_module(backends.AUTOMATIC, states, pattern, dropout=dropout)
+    assert module.__name__.endswith(expected)
+    said = [record.message for record in caplog.records]
+    assert len(said) == (expected == "blockwise")
+    assert all(f"head_dim {head_dim}" in message and architecture in message for message in said)
+
+
+def test_what_the_copy_engine_cannot_address_goes_where_pointers_have_no_row(on_architecture):
+    """float16 of head_dim 256 on sm_90 has rows for descriptors alone; these begin 2 bytes off the 16 that they need."""
+    on_architecture("sm_90")
+    (states, *_), pattern = states_and_pattern(torch.float16, 257, 0)
+    states = states[..., 1:]
+    assert ops.backend_module(backends.AUTOMATIC, (states,) * 3, pattern, dropout=False).__name__.endswith("blockwise")
+
+
+def test_rows_alone_need_no_configuration(on_architecture):
+    """They are those of absorbed projections, as wide as the model."""
+    on_architecture("sm_100")
+    pattern = states_and_pattern(torch.float32, 768, 1)[1]
+    assert ops.backend_module(backends.AUTOMATIC, None, pattern, dropout=True).__name__.endswith("triton_impl.launch")
+
+
+def test_asked_for_by_name_a_missing_backward_is_refused_before_the_forward_runs(on_architecture):
+    on_architecture("sm_86")
+    states, pattern = states_and_pattern(torch.float16, 256, 1)
+    assert ops.backend_module("triton", states, pattern, dropout=False).__name__.endswith("triton_impl.launch")
+    leaves = tuple(tensor.requires_grad_() for tensor in states)
+    with pytest.raises(NotImplementedError, match=r"head_dim 256, half products, on sm_86.*kernel is known to fit"):
+        ops.backend_module("triton", leaves, pattern, dropout=False)
+    with torch.no_grad():
+        assert ops.backend_module("triton", leaves, pattern, dropout=False).__name__.endswith("triton_impl.launch")
 
 
 def test_on_a_gpu_the_choice_is_left_to_the_table(monkeypatch):

@@ -18,6 +18,8 @@ from attention_cases import (
 from hypothesis import given, settings
 
 from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
+from longformer_triton.kernels.triton_impl.problem import Given, Problem
+from longformer_triton.kernels.triton_impl.tuning import target_of
 
 TOLERANCE = 1e-12
 BY = pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
@@ -221,6 +223,37 @@ def test_offsets_beyond_31_bits():
     near = [view.clone() for view in states]
     far_out, near_out = (sliding_window_attention(*tensors, window=4, backend="triton") for tensors in (states, near))
     assert torch.equal(far_out, near_out)
+
+
+def test_a_gradient_whose_channels_lie_far_apart_is_copied():
+    """Kernels multiply a channel by its stride in 32 bits. A tensor without storage stands for one of 8 GB."""
+    states = torch.zeros(1, 1, 20, 16)
+    pattern = AttentionPattern.from_masks(shape=(1, 20), window=4)
+    target = target_of(states.device)
+    for stride, copied in ((2**26, False), (2**28, True)):
+        grad_out = torch.empty_strided(states.shape, (20, 20, 1, stride), device="meta")
+        problem = Problem((states, states, states), pattern, 0.25, None, target)
+        available = dict(problem.arguments)
+        list(Given(grad_out, None, states, states[..., 0].contiguous()).prepared(problem, available))
+        assert available["grad_out_stride_d"] == (1 if copied else stride)
+
+
+@pytest.mark.parametrize("scale", [1e-20, -1e-20, 1e8])
+def test_extreme_scales_still_mask(scale):
+    """The floor of masked scores is finite: times any scale that is let through, it stays finite and far below the others."""
+    query, key, value = (torch.randn(1, 1, 40, 16) for _ in range(3))
+    query = query / abs(scale)
+    got, expected = (
+        sliding_window_attention(query, key, value, window=3, scale=scale, backend=name) for name in ("triton", "reference")
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, -1e9])
+def test_scales_that_would_lose_the_mask_are_refused(scale):
+    states = torch.zeros(1, 1, 4, 16)
+    with pytest.raises(ValueError, match=r"scale: got .*, expected 0 or a magnitude of 1e-20 to 1e\+08"):
+        sliding_window_attention(states, states, states, window=2, scale=scale, backend="triton")
 
 
 def test_batch_of_none():
