@@ -24,7 +24,8 @@ from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.torch_impl import fused_dense, global_rows
 from longformer_triton.kernels.torch_impl.global_rows import rows_backward, rows_forward
 from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
-from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, Workspace, backward_tile, bias_from, forward_tile
+from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, backward_tile, bias_from, forward_tile
+from longformer_triton.kernels.workspace import Workspace
 
 __all__ = ["attention_backward", "attention_forward", "rows_backward", "rows_forward"]
 
@@ -74,9 +75,10 @@ class _Blocks:
         strand: Strand,
         dead: Tensor | None,
         dropout: Dropout | None,
+        workspace: Workspace,
     ) -> None:
         query, key, value = window
-        self.pattern, self.sample, self.strand, self.dropout = pattern, sample, strand, dropout
+        self.pattern, self.sample, self.strand, self.dropout, self.workspace = pattern, sample, strand, dropout, workspace
         self.dtype = accumulation_dtype(query.dtype)
         self.query = query[sample.number, strand.query_heads, strand.tokens]
         self.dead = None if dead is None else dead[strand.tokens]
@@ -122,7 +124,7 @@ class _Blocks:
         if self.dropout is not None:
             step, residue = divmod(self.strand.tokens.start, self.strand.dilation)
             factor = self.dropout.factor_range(
-                self.stream, self.position[rows], step + keys.start, step + keys.stop, residue, self.dtype
+                self.stream, self.position[rows], step + keys.start, step + keys.stop, residue, self.dtype, self.workspace
             )
         return KeySet(self.key[:, keys], self.value[:, keys], bias, factor)
 
@@ -174,7 +176,7 @@ def attention_forward(
         sample_out, sample_lse = out[sample.number], lse[sample.number]
         dead = _dead_rows(pattern, sample, rows is not None)
         for strand in [] if dense else strands(pattern, sample, query.shape[1], key.shape[1]):
-            blocks = _Blocks(window, pattern, sample, strand, dead, dropout)
+            blocks = _Blocks(window, pattern, sample, strand, dead, dropout, workspace)
             strand_out, strand_lse = (
                 sample_out[strand.query_heads, strand.tokens],
                 sample_lse[strand.query_heads, strand.tokens],
@@ -220,8 +222,8 @@ def attention_backward(
             sums = Accumulator(window, grads[:3], window_needs, number)
             dead = _dead_rows(pattern, sample, rows is not None)
             for strand in strands(pattern, sample, window[0].shape[1], window[1].shape[1]):
-                blocks = _Blocks(window, pattern, sample, strand, dead, dropout)
-                _strand_backward(blocks, grad_out[number], sample_grad_lse, out[number], lse[number], scale, sums, workspace)
+                blocks = _Blocks(window, pattern, sample, strand, dead, dropout, workspace)
+                _strand_backward(blocks, grad_out[number], sample_grad_lse, out[number], lse[number], scale, sums)
             sums.store()
         if rows is not None and any(row_needs):
             sums = Accumulator(rows, grads[3:], row_needs, number)
@@ -270,7 +272,6 @@ def _strand_backward(
     lse: Tensor,
     scale: float,
     window: Accumulator,
-    workspace: Workspace,
 ) -> None:
     """Add the gradients of one strand; the states are those of one sample, (heads, seq_len, ...)."""
     strand, positions = blocks.strand, blocks.sample.global_position
@@ -285,7 +286,7 @@ def _strand_backward(
         if row_dead is not None:
             row_lse, delta = row_lse.masked_fill(row_dead, _NO_PROBABILITY), delta.masked_fill(row_dead, 0)
         grad_query, grad_sets = backward_tile(
-            blocks.rows_of(blocks.query, rows), grad_rows, row_lse, delta, key_sets, scale, window.needs, workspace
+            blocks.rows_of(blocks.query, rows), grad_rows, row_lse, delta, key_sets, scale, window.needs, blocks.workspace
         )
         first, step = tokens.start, strand.dilation
         window.add(0, heads, slice(first + rows.start * step, first + rows.stop * step, step), grad_query)

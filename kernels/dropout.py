@@ -16,6 +16,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.workspace import Workspace
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -50,7 +52,14 @@ class Dropout:
         return 256 / (256 - self.threshold)
 
     def factor_range(
-        self, stream: Tensor, query: Tensor, first_key: int, last_key: int, residue: int, dtype: torch.dtype
+        self,
+        stream: Tensor,
+        query: Tensor,
+        first_key: int,
+        last_key: int,
+        residue: int,
+        dtype: torch.dtype,
+        workspace: Workspace | None = None,
     ) -> Tensor:
         """Factors (0 or :attr:`scale`) for the contiguous keys ``first_key .. last_key - 1``: one Philox call serves 16 keys.
 
@@ -60,25 +69,35 @@ class Dropout:
             first_key, last_key: in steps of the dilation, that is j // d.
             residue: j mod d.
             dtype: of the result.
+            workspace: scratch tensors to reuse; the result is then valid until the next call.
 
         Returns:
             (heads, queries, last_key - first_key).
         """
+        workspace = workspace or Workspace()
         first_block, last_block = first_key // _BLOCK, -(-last_key // _BLOCK)
         blocks = torch.arange(first_block, last_block, device=query.device)
         call = 4 * blocks + torch.arange(4, device=query.device)[:, None, None, None]
+        heads, queries = stream.shape[0], query.shape[0]
         # [word, c, heads, queries, J]
-        words = torch.stack(philox((query[:, None], call, stream[:, None, None], torch.full_like(blocks, residue)), self.seed))
-        packed = call.new_empty((stream.shape[0], query.shape[0], len(blocks), 4, 2))
+        shape = (4, 4, heads, queries, len(blocks))
+        counter = (query[:, None], call, stream[:, None, None], torch.full_like(blocks, residue))
+        words = torch.stack(philox(counter, self.seed), out=workspace.take("words", call, *shape))
+        packed = workspace.take("packed", call, heads, queries, len(blocks), 4, 2)
         # In the order of the keys, word k // 2 gives its low half (k even) for c = 0 .. 3, then its high half (k odd): eight
         # bytes each time, so four halves are gathered into 64 bits, and those read as bytes. That moves an eighth of the
         # elements that bytes of their own would be. (Low byte first: so do the processors that PyTorch runs on.)
-        for odd, half in enumerate((words & 0xFFFF, words >> 16)):
-            eight = half[:, 0] | (half[:, 1] << 16) | (half[:, 2] << 32) | (half[:, 3] << 48)
+        halves = workspace.take("halves", call, *shape)
+        for odd in range(2):
+            torch.bitwise_right_shift(words, 16, out=halves) if odd else torch.bitwise_and(words, 0xFFFF, out=halves)
+            eight = halves[:, 0]
+            for c in range(1, 4):
+                eight |= halves[:, c].bitwise_left_shift_(16 * c)
             packed[..., odd] = eight.movedim(0, -1)
         byte = packed.view(torch.uint8).flatten(2)
-        offset = first_key - first_block * _BLOCK
-        return self._factor(byte[..., offset : offset + last_key - first_key], dtype)
+        offset, count = first_key - first_block * _BLOCK, last_key - first_key
+        factor = workspace.take("factor", call, heads, queries, count, dtype=dtype)
+        return self._thin(factor.copy_(byte[..., offset : offset + count]))
 
     def factor_at(self, stream: Tensor, query: Tensor, key: Tensor, dtype: torch.dtype, residue: Tensor | int = 0) -> Tensor:
         """Factors for keys at arbitrary positions: (heads, queries, keys); the arguments broadcast to that shape."""
@@ -87,8 +106,8 @@ class Dropout:
         words = torch.stack(torch.broadcast_tensors(*philox((query, call, stream, residue), self.seed)))
         byte_index = (2 * ((key % _BLOCK) // 8) + key % 2).expand(words.shape[1:])
         word = words.gather(0, (byte_index // 4)[None])[0]
-        return self._factor((word >> (8 * (byte_index % 4))) & 0xFF, dtype)
+        return self._thin(((word >> (8 * (byte_index % 4))) & 0xFF).to(dtype))
 
-    def _factor(self, byte: Tensor, dtype: torch.dtype) -> Tensor:
-        # Compared as floats: bytes of a slice are compared one at a time.
-        return byte.to(dtype).ge_(self.threshold).mul_(self.scale)
+    def _thin(self, byte: Tensor) -> Tensor:
+        """Factors in place of bytes, which come as floats: bytes of a slice would be compared one at a time."""
+        return byte.ge_(self.threshold).mul_(self.scale)

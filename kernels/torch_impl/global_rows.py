@@ -16,7 +16,8 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
-from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, Workspace, backward_tile, bias_from, forward_tile
+from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, backward_tile, bias_from, forward_tile
+from longformer_triton.kernels.workspace import Workspace
 
 # Scores held at once: a block has as many rows as fit, and at least one.
 _SCORES = 1 << 21
@@ -111,7 +112,7 @@ def rows_forward(
     for sample in read_samples(pattern):
         for block in blocks(inputs, sample, dropout):
             index = (sample.number, slice(None), block.columns)
-            block_context, block_lse, block_kept = forward_tile(block.query, [block.keys], scale, workspace)
+            block_context, block_lse, block_kept = forward_tile(block.query, [block.keys], scale, workspace, want_kept=True)
             context[index], lse[index] = block.unfolded(block_context), block.unfolded(block_lse)
             kept[index] = 1 if block_kept is None else block.unfolded(block_kept)
     return context, lse, kept

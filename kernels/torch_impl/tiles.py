@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.workspace import Workspace
+
 LOG2E = math.log2(math.e)
 # Finite: exp2 of -inf takes a slow path on CPUs, and -inf - -inf would be NaN in rows that see nothing.
 FLOOR = -1e30
@@ -50,25 +52,6 @@ def bias_from(visible: Tensor, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, FLOOR)
 
 
-class Workspace:
-    """Scratch tensors that live from tile to tile.
-
-    A tile's scores are megabytes: freed after each tile, they go back to the operating system, and fetching fresh pages then
-    costs as much as the exponentials (bench/LOG.md, "workspace").
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """An uninitialised contiguous tensor, valid until ``name`` is taken again."""
-        size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(shape)
-
-
 def _scores_log2(query: Tensor, keys: KeySet, scale: float, out: Tensor) -> Tensor:
     """[heads, queries, keys]: scale * log2(e) * q k^T, FLOOR where a key is not visible."""
     # With beta = 0 the first argument only stands there: its values, NaN included, are not read.
@@ -82,7 +65,7 @@ def _row_sums(parts: Sequence[Tensor]) -> Tensor:
 
 
 def forward_tile(
-    query: Tensor, key_sets: Sequence[KeySet], scale: float, workspace: Workspace
+    query: Tensor, key_sets: Sequence[KeySet], scale: float, workspace: Workspace, *, want_kept: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Attention of one block of queries.
 
@@ -91,10 +74,11 @@ def forward_tile(
         key_sets: at least one, each with at least one key. A row that sees no key gets finite nonsense.
         scale: factor on the scores.
         workspace: scratch tensors to reuse.
+        want_kept: whether to compute ``kept``.
 
     Returns:
         out [heads, queries, value_dim], valid until the workspace is used again; lse [heads, queries], natural log; kept
-        [heads, queries], the sum of the probabilities after dropout, or None without dropout.
+        [heads, queries], the sum of the probabilities after dropout, or None if not wanted or without dropout.
     """
     # Of each set [heads, queries, keys], then overwritten by unnormalised probabilities
     heads, rows, _ = query.shape
@@ -106,12 +90,11 @@ def forward_tile(
     for scores in probabilities:
         scores.sub_(row_max).exp2_()
     row_sum = _row_sums(probabilities)
-    kept = None
-    if any(keys.factor is not None for keys in key_sets):
-        for part, keys in zip(probabilities, key_sets, strict=True):
-            if keys.factor is not None:
-                part.mul_(keys.factor)
-        kept = _row_sums(probabilities).div_(row_sum).squeeze(-1)
+    for part, keys in zip(probabilities, key_sets, strict=True):
+        if keys.factor is not None:
+            part.mul_(keys.factor)
+    has_dropout = any(keys.factor is not None for keys in key_sets)
+    kept = _row_sums(probabilities).div_(row_sum).squeeze(-1) if want_kept and has_dropout else None
     value_dim = key_sets[0].value.shape[2]
     out = torch.bmm(probabilities[0], key_sets[0].value, out=workspace.take("out", query, heads, rows, value_dim))
     for part, keys in zip(probabilities[1:], key_sets[1:], strict=True):
@@ -159,7 +142,9 @@ def backward_tile(
         probability = _scores_log2(query, keys, scale, workspace.take("probability", query, *shape)).sub_(lse_log2).exp2_()
         grad_key = grad_value = None
         if needs.value:
-            weight = probability if keys.factor is None else probability * keys.factor
+            weight = probability
+            if keys.factor is not None:
+                weight = torch.mul(probability, keys.factor, out=workspace.take("weight", query, *shape))
             buffer = workspace.take(f"grad_value {number}", query, heads, shape[2], keys.value.shape[2])
             grad_value = torch.bmm(weight.transpose(1, 2), grad_out, out=buffer)
         if needs.query or needs.key:
