@@ -32,6 +32,8 @@ __all__ = ["attention_backward", "attention_forward", "rows_backward", "rows_for
 # Queries a block: more rows make fuller matrix products, fewer make a narrower slice of keys that the whole block meets; 96 is
 # best or close to it for windows from 32 to 2048 (bench/LOG.md, "block size").
 _BLOCK_ROWS = 96
+# Dropout's factors of global keys that are computed at once.
+_FACTORS = 1 << 20
 # A row with this log-sum-exp has no probability anywhere, and so no gradient.
 _NO_PROBABILITY = 1e30
 
@@ -93,6 +95,7 @@ class _Blocks:
         heads = torch.arange(query.shape[1], device=query.device)[strand.query_heads]
         self.stream = sample.number * query.shape[1] + heads
         self._bias: dict[tuple[int, int, int], Tensor | None] = {}
+        self._factors: tuple[int, Tensor] | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, slice, list[KeySet]]]:
         """(queries, keys, key sets) of each block, as slices of the strand; the second key set holds the global keys."""
@@ -130,15 +133,27 @@ class _Blocks:
 
     def _global_keys(self, rows: slice) -> KeySet:
         row, column = self.position[rows, None], self.sample.global_position
-        factor = None
-        if self.dropout is not None:
-            factor = self.dropout.factor_at(self.stream[:, None, None], row, column, self.dtype)
+        factor = None if self.dropout is None else self._global_factors(rows, self.dropout)
         if self._globals_are_beyond(rows):
             return KeySet(self.global_key, self.global_value, None, factor)
         visible = ~in_band(row, column, *self.pattern.band, self.strand.dilation)
         if self.pattern.is_causal:
             visible &= column <= row
         return KeySet(self.global_key, self.global_value, bias_from(visible, self.dtype), factor)
+
+    def _global_factors(self, rows: slice, dropout: Dropout) -> Tensor:
+        """[heads, rows, G]: dropout's factors of the global keys, computed for many blocks at once.
+
+        They are few, and take a hundred small operations however few they are.
+        """
+        block_scores = len(self.stream) * _BLOCK_ROWS * len(self.sample.global_position)
+        stretch = _BLOCK_ROWS * max(1, _FACTORS // block_scores)
+        start = rows.start - rows.start % stretch
+        if self._factors is None or self._factors[0] != start:
+            position = self.position[start : start + stretch, None]
+            factors = dropout.factor_at(self.stream[:, None, None], position, self.sample.global_position, self.dtype)
+            self._factors = (start, factors)
+        return self._factors[1][:, rows.start - start : rows.stop - start]
 
     def _globals_are_beyond(self, rows: slice) -> bool:
         """Whether no global key can be inside a window of these rows, so that all of them count as columns of their own.

@@ -256,3 +256,18 @@ def test_expectation_stays_the_same(dropout_p):
     out = sliding_window_attention(ones, ones, ones, window=32, dropout_p=dropout_p, dropout_seed=torch.tensor(3))
     variance = threshold / (256 - threshold) / (out.numel() * 33)
     assert out.mean().item() == pytest.approx(1.0, abs=5 * variance**0.5)
+
+
+@pytest.mark.parametrize("factors", [1, 3 * 2 * 96 * 2, 1 << 30], ids=["a_block", "three_blocks", "all"])
+def test_factors_of_global_keys_do_not_depend_on_how_many_are_computed_at_once(factors, monkeypatch):
+    """Six blocks of queries: the factors of each, of three, or of all together."""
+    query, key, value = (torch.randn(1, 2, 500, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    marks = torch.zeros(1, 500)
+    marks[0, [3, 250]] = 1
+    options = {"window": 5, "global_mask": marks, "dropout_p": 0.5, "dropout_seed": torch.tensor(7)}
+    monkeypatch.setattr(blockwise, "_FACTORS", factors)
+    out = sliding_window_attention(query, key, value, **options, backend="torch")
+    grads = torch.autograd.grad(out.square().sum(), (query, key, value))
+    expected = sliding_window_attention(query, key, value, **options, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.square().sum(), (query, key, value)), rtol=1e-10, atol=1e-12)
