@@ -112,6 +112,13 @@ class _Transformers(ModelProvider):
         return model
 
 
+class _Patched(_Transformers):
+    def build(self, case: ModelCase, state: State | None) -> nn.Module:
+        from longformer_triton import patch_transformers
+
+        return patch_transformers(super().build(case, state))
+
+
 class _Roberta(_Transformers):
     is_windowed = False
 
@@ -126,12 +133,13 @@ class _Roberta(_Transformers):
         return model
 
 
-OURS, UNABSORBED, PEER, FULL = "ours", "ours-projected", "transformers", "roberta"
+OURS, UNABSORBED, PEER, PATCHED, FULL = "ours", "ours-projected", "transformers", "transformers-patched", "roberta"
 MODELS: dict[str, ModelProvider] = {
     provider.name: provider
     for provider in (
         ModelProvider(OURS, "longformer-triton"),
         _Transformers(PEER, "transformers Longformer"),
+        _Patched(PATCHED, "transformers Longformer, patched"),
         _Roberta(FULL, "transformers RoBERTa, SDPA"),
         ModelProvider(UNABSORBED, "longformer-triton, global projections of all tokens", {"absorb_global_projections": False}),
     )

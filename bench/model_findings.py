@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from longformer_triton.bench.model_cells import DIRECTIONS, FULL, MODELS, OURS, PEER, UNABSORBED, ModelCase
+from longformer_triton.bench.model_cells import DIRECTIONS, FULL, MODELS, OURS, PATCHED, PEER, UNABSORBED, ModelCase
 from longformer_triton.bench.model_sweep import SHORT, USUAL, comparison_length
 from longformer_triton.bench.plot import fitted_exponent
 from longformer_triton.bench.record import FILE_NAME, OK, names
@@ -86,6 +86,9 @@ def _of_direction(frame: pd.DataFrame, direction: str) -> dict[str, str]:
         ratio(f"{length} tokens: faster than {MODELS[other].title}", (other, length), (OURS, length))
     for other in (PEER, FULL):
         ratio(f"{length} tokens: memory of {MODELS[other].title}, over ours", (other, length), (OURS, length), "peak_extra_mib")
+    ratio(f"{length} tokens: {MODELS[PATCHED].title}: faster than unpatched", (PEER, length), (PATCHED, length))
+    what = f"{length} tokens: {MODELS[PATCHED].title}: memory unpatched, over patched"
+    ratio(what, (PEER, length), (PATCHED, length), "peak_extra_mib")
     for column, name in (("p50_ms", "time"), ("peak_extra_mib", "memory")):
         what = f"{length} tokens: {name} with global projections of all tokens, over absorbed ones"
         ratio(what, (UNABSORBED, length), (OURS, length), column)

@@ -15,6 +15,7 @@ from longformer_triton.bench.model_cells import (
     FULL,
     MODELS,
     OURS,
+    PATCHED,
     PEER,
     TRAINING,
     UNABSORBED,
@@ -36,11 +37,12 @@ def measured(milliseconds, mib, tokens):
 
 
 def fill(folder):
-    """Made-up rows with exact laws: ours N milliseconds and MiB, transformers 3 N, full attention N^2 / 1024."""
+    """Made-up rows with exact laws: ours N milliseconds and MiB, transformers 3 N, patched 2 N, full attention N^2 / 1024."""
     record = Record(folder, ModelCase, ModelMeasurement)
     for direction in (FORWARD, TRAINING):
         for length in (64, 512, 1024, 2048, 4096):
-            for name, value, window in ((OURS, length, 512), (PEER, 3 * length, 512), (FULL, length**2 / 1024, None)):
+            laws = ((OURS, length, 512), (PEER, 3 * length, 512), (PATCHED, 2 * length, 512), (FULL, length**2 / 1024, None))
+            for name, value, window in laws:
                 record.append(ModelCase(name, direction, length, window), OK, ORIGIN, measured(value, value, length))
         record.append(ModelCase(UNABSORBED, direction, 4096, 512), OK, ORIGIN, measured(5120, 6144, 4096))
     return record
@@ -55,6 +57,8 @@ def test_rows_give_speedups_growth_and_crossovers(tmp_path):
     found = values(load_models(tmp_path))
     assert found["4096 tokens: faster than transformers Longformer"] == {FORWARD: "3.00x", TRAINING: "3.00x"}
     assert found["4096 tokens: memory of transformers RoBERTa, SDPA, over ours"][FORWARD] == "4.00x"
+    assert found["4096 tokens: transformers Longformer, patched: faster than unpatched"][TRAINING] == "1.50x"
+    assert found["4096 tokens: transformers Longformer, patched: memory unpatched, over patched"][FORWARD] == "1.50x"
     assert found["4096 tokens: time with global projections of all tokens, over absorbed ones"][FORWARD] == "1.25x"
     assert found["4096 tokens: memory with global projections of all tokens, over absorbed ones"][FORWARD] == "1.50x"
     assert found["ours: 64 tokens faster than 512"][FORWARD] == "8.00x"
@@ -104,11 +108,12 @@ def test_models_agree_and_a_rerun_measures_nothing_again(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed")
     assert run_models(TINY, tmp_path, Console(quiet=True))
     rows = Record(tmp_path, ModelCase, ModelMeasurement).rows()
-    # Two directions; three implementations at 16 tokens, and the projections of all tokens too at 32, the length compared.
-    assert len(rows) == 14
+    # Two directions; four implementations at 16 tokens, and the projections of all tokens too at 32, the length compared.
+    assert len(rows) == 18
     assert {row["status"] for row in rows} == {OK}
     errors = {row["provider"]: row["relative_error"] for row in rows if row["seq_len"] == "32"}
     assert float(errors[OURS]) < 1e-4
+    assert float(errors[PATCHED]) < 1e-4
     assert errors[FULL] == ""
     monkeypatch.setattr(model_sweep.Worker, "run", lambda *arguments: pytest.fail("measured again"))
     assert run_models(TINY, tmp_path, Console(quiet=True))
@@ -126,7 +131,7 @@ def test_what_spoils_a_group_is_found_by_measuring_alone(tmp_path, monkeypatch):
     output = io.StringIO()
     run_models(dataclasses.replace(TINY, lengths=(16,), directions=(FORWARD,)), tmp_path, Console(file=output))
     rows = {row["provider"]: row["status"] for row in Record(tmp_path, ModelCase, ModelMeasurement).rows()}
-    assert rows == {OURS: OK, PEER: ERROR, FULL: OK, UNABSORBED: OK}
+    assert rows == {OURS: OK, PEER: ERROR, PATCHED: OK, FULL: OK, UNABSORBED: OK}
     assert "each again, alone" in output.getvalue()
 
 
@@ -157,8 +162,9 @@ def test_a_package_that_is_absent_skips_its_rows(tmp_path, monkeypatch):
     )
     run_models(dataclasses.replace(TINY, lengths=(16, 32), directions=(FORWARD,)), tmp_path, Console(quiet=True))
     rows = {row["provider"]: row for row in Record(tmp_path, ModelCase, ModelMeasurement).rows() if row["seq_len"] == "16"}
-    assert rows[PEER]["status"] == SKIPPED
-    assert rows[PEER]["reason"] == "transformers is not installed"
+    for name in (PEER, PATCHED):
+        assert rows[name]["status"] == SKIPPED
+        assert rows[name]["reason"] == "transformers is not installed"
 
 
 @pytest.mark.parametrize(
