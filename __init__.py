@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longformer_triton.heads import (
+        GlobalAttentionCollator,
         LongformerForMaskedLM,
         LongformerForMultipleChoice,
         LongformerForQuestionAnswering,
         LongformerForSequenceClassification,
         LongformerForTokenClassification,
+        MaskedLanguageCollator,
     )
+    from longformer_triton.heads.conversion import convert_to_longformer
     from longformer_triton.heads.pipelines import pipeline
     from longformer_triton.kernels import (
         AttentionPattern,
@@ -32,18 +35,23 @@ if TYPE_CHECKING:
         LongformerSequenceClassifierOutput,
         LongformerTokenClassifierOutput,
     )
+    from longformer_triton.model.memory import MemoryEstimate, estimate_memory
+    from longformer_triton.model.patching import patch_transformers, unpatch_transformers
     from longformer_triton.tokenization import LongformerTokenizer, LongformerTokenizerFast
 
     __version__: str
 
 _ROOMS = {
     "longformer_triton.heads": (
+        "GlobalAttentionCollator",
         "LongformerForMaskedLM",
         "LongformerForMultipleChoice",
         "LongformerForQuestionAnswering",
         "LongformerForSequenceClassification",
         "LongformerForTokenClassification",
+        "MaskedLanguageCollator",
     ),
+    "longformer_triton.heads.conversion": ("convert_to_longformer",),
     "longformer_triton.heads.pipelines": ("pipeline",),
     "longformer_triton.kernels": (
         "AttentionPattern",
@@ -65,11 +73,14 @@ _ROOMS = {
         "LongformerSequenceClassifierOutput",
         "LongformerTokenClassifierOutput",
     ),
+    "longformer_triton.model.memory": ("MemoryEstimate", "estimate_memory"),
+    "longformer_triton.model.patching": ("patch_transformers", "unpatch_transformers"),
     "longformer_triton.tokenization": ("LongformerTokenizer", "LongformerTokenizerFast"),
 }
 _HOME_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "AttentionPattern",
+    "GlobalAttentionCollator",
     "LongformerBaseModelOutput",
     "LongformerBaseModelOutputWithPooling",
     "LongformerConfig",
@@ -86,13 +97,19 @@ __all__ = [
     "LongformerTokenClassifierOutput",
     "LongformerTokenizer",
     "LongformerTokenizerFast",
+    "MaskedLanguageCollator",
+    "MemoryEstimate",
     "absorbed_global_attention",
     "attention_probabilities",
     "available_backends",
+    "convert_to_longformer",
+    "estimate_memory",
     "longformer_attention",
     "merge_attention",
+    "patch_transformers",
     "pipeline",
     "sliding_window_attention",
+    "unpatch_transformers",
 ]
 
 

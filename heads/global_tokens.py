@@ -40,7 +40,7 @@ def first_token(tokens: Tensor) -> Tensor:
     return mask
 
 
-def question(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None = None) -> Tensor:
+def question(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor | None = None) -> Tensor:
     """Make everything before the first separator of each text global.
 
     Args:
@@ -52,13 +52,13 @@ def question(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None
         (batch, seq_len) int64 of 0 and 1.
 
     Raises:
-        ValueError: a text has no separator; checked in eager mode on the CPU.
+        ValueError: no separator is known, or a text has none; the latter is checked in eager mode on the CPU.
     """
     found = _first_separator(input_ids, sep_token_id, attention_mask, missing=0)
     return (torch.arange(input_ids.shape[1], device=input_ids.device) < found[:, None]).long()
 
 
-def after_first_separators(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None = None) -> Tensor:
+def after_first_separators(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor | None = None) -> Tensor:
     """Make everything after the first separator and the token that follows it (its twin) global.
 
     Args, returns and raises as :func:`question`.
@@ -67,11 +67,16 @@ def after_first_separators(input_ids: Tensor, sep_token_id: int, attention_mask:
     return (torch.arange(input_ids.shape[1], device=input_ids.device) > found[:, None] + 1).long()
 
 
-def _first_separator(input_ids: Tensor, sep_token_id: int, attention_mask: Tensor | None, missing: int) -> Tensor:
+def _first_separator(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor | None, missing: int) -> Tensor:
     """(batch,) position of each row's first separator, or ``missing``."""
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: got shape {tuple(attention_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}."
+        )
+    if sep_token_id is None:
+        raise ValueError(
+            "sep_token_id: got None, expected the id of the token that separates the two parts: set model.config.sep_token_id, "
+            "or pass global_attention_mask."
         )
     is_separator = input_ids == sep_token_id
     has_one = is_separator.any(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -38,6 +38,8 @@ class LongformerPreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = "longformer"
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
+    # Names that weights files lack, since they are second names of tied parameters: transformers' Trainer asks on resuming.
+    _keys_to_ignore_on_save: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
@@ -170,7 +172,7 @@ class LongformerPreTrainedModel(nn.Module):
             safe_serialization: True; PyTorch's pickles are read, never written.
 
         Raises:
-            ValueError: ``safe_serialization`` is False, or ``max_shard_size`` no size.
+            ValueError: ``safe_serialization`` is False, ``max_shard_size`` no size, or parameters are sharded (FSDP2).
         """
         if not safe_serialization:
             raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")
@@ -178,12 +180,20 @@ class LongformerPreTrainedModel(nn.Module):
             return
         folder = Path(directory)
         tensors = self.state_dict() if state_dict is None else state_dict
+        if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+            raise ValueError(
+                "state_dict: got tensors of which this process has a shard, expected whole ones: pass the result of "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True)."
+            )
+        files = self.writers(tensors, max_shard_size)
+        write_together(folder, files, remove=stale_weights(folder, files))
+
+    def writers(self, tensors: Mapping[str, Tensor], max_shard_size: int | str) -> dict[str, Callable[[Path], object]]:
+        """{file: what writes it} of a checkpoint with ``tensors``; the configuration learns their dtype and this class."""
         self.config.architectures = [type(self).__name__]
         self.config.dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), self.dtype)
         config_text = self.config.to_json_string()
-        weights = write_weights(tensors, max_shard_size)
-        files = {**weights, CONFIG_NAME: lambda path: path.write_text(config_text)}
-        write_together(folder, files, remove=stale_weights(folder, weights))
+        return {**write_weights(tensors, max_shard_size), CONFIG_NAME: lambda path: path.write_text(config_text)}
 
     def set_attention_window(self, window: int | Iterable[int]) -> None:
         """Change the attention window of all layers (an int), or of each (a list); takes effect at the next forward pass.
@@ -267,9 +277,11 @@ class LongformerPreTrainedModel(nn.Module):
             new_num_position_embeddings: rows of the table, the pad_token_id + 1 rows before the first position included.
 
         Raises:
-            ValueError: no row would be left for a token.
+            ValueError, TypeError: no row would be left for a token, or it is no number.
         """
         first = self.config.pad_token_id + 1
+        if not isinstance(new_num_position_embeddings, int) or isinstance(new_num_position_embeddings, bool):
+            raise TypeError(f"new_num_position_embeddings: got {new_num_position_embeddings!r}, expected an int.")
         if new_num_position_embeddings <= first:
             raise ValueError(
                 f"new_num_position_embeddings: got {new_num_position_embeddings}, expected more than {first}: "

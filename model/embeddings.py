@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from longformer_triton.model import inputs
 from longformer_triton.model.config import LongformerConfig
 
+_LONGER = "model.resize_position_embeddings(n), which tiles the learned positions"
+
 
 def positions_from_padding(input_ids: Tensor, padding_idx: int) -> Tensor:
     """Positions of tokens, counted from padding_idx + 1 and over real tokens alone; padding has position padding_idx.
@@ -50,12 +52,12 @@ class LongformerEmbeddings(nn.Module):
         assert given is not None
         shape = (given.shape[0], given.shape[1])
         self._check_length(shape[1], input_ids, position_ids)
-        for name, value, table, field in (
-            ("input_ids", input_ids, self.word_embeddings, "vocab_size"),
-            ("token_type_ids", token_type_ids, self.token_type_embeddings, "type_vocab_size"),
-            ("position_ids", position_ids, self.position_embeddings, "max_position_embeddings"),
+        for name, value, table, field, remedy in (
+            ("input_ids", input_ids, self.word_embeddings, "vocab_size", None),
+            ("token_type_ids", token_type_ids, self.token_type_embeddings, "type_vocab_size", None),
+            ("position_ids", position_ids, self.position_embeddings, "max_position_embeddings", _LONGER),
         ):
-            inputs.indices(name, value, shape, table.num_embeddings, field)
+            inputs.indices(name, value, shape, table.num_embeddings, field, remedy)
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.word_embeddings(input_ids)
@@ -95,6 +97,5 @@ class LongformerEmbeddings(nn.Module):
             raise ValueError(
                 f"{name}: got {tokens} tokens, expected at most {self.longest}: the position table has "
                 f"{self.position_embeddings.num_embeddings} rows, of which {self.padding_idx + 1} are taken by padding. "
-                "Truncate or split the text, or call model.resize_position_embeddings(n), which tiles the learned positions, "
-                "and train on."
+                f"Truncate or split the text, or call {_LONGER}, and train on."
             )

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,20 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A checkpoint of which a file, or the directory itself, is not there."""
 
 
-def locate(name_or_path: str | Path, *, weights: bool = True, subfolder: str = "", **hub_options: Any) -> Path:
+def locate(
+    name_or_path: str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    also: Iterable[str] = (),
+    subfolder: str = "",
+    **hub_options: Any,
+) -> Path:
     """The directory of a checkpoint: the path itself, or the downloaded snapshot of a name on the hub.
 
     Args:
         name_or_path: a directory, or a name such as "allenai/longformer-base-4096".
         weights: whether to download the weights too, or config.json and its like alone.
+        also: names of other files to download, besides JSON and text files.
         subfolder: of the directory or of the repository.
         hub_options: (revision, token, cache_dir, local_files_only ...) for ``huggingface_hub.snapshot_download``.
 
@@ -70,10 +79,10 @@ def locate(name_or_path: str | Path, *, weights: bool = True, subfolder: str = "
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file, expected the directory that holds {CONFIG_NAME} and {WEIGHTS_NAME}.")
-    return _download(str(name_or_path), weights, subfolder, hub_options)
+    return _download(str(name_or_path), weights, tuple(also), subfolder, hub_options)
 
 
-def _download(name: str, weights: bool, subfolder: str, options: dict[str, Any]) -> Path:
+def _download(name: str, weights: bool, also: tuple[str, ...], subfolder: str, options: dict[str, Any]) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise MissingFileError(f"{name}: no such directory, and no name such as {_EXAMPLE!r} either.")
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -86,7 +95,7 @@ def _download(name: str, weights: bool, subfolder: str, options: dict[str, Any])
     inside = f"{subfolder}/" if subfolder else ""
 
     def fetch(*patterns: str) -> Path:
-        allowed = [inside + pattern for pattern in ("*.json", "*.txt", *patterns)]
+        allowed = [inside + pattern for pattern in ("*.json", "*.txt", *also, *patterns)]
         return Path(snapshot_download(name, allow_patterns=allowed, **options)) / subfolder
 
     try:
@@ -194,8 +203,15 @@ def write_weights(tensors: Mapping[str, Tensor], max_shard_size: int | str) -> d
 
 
 def _saver(tensors: dict[str, Tensor]) -> Callable[[Path], object]:
-    # transformers refuses files without this entry.
-    return lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    def save(path: Path) -> None:
+        # safetensors makes files that their owner alone may read; those of a checkpoint are for whom the user's umask says.
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)
+        # transformers refuses files without this entry.
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)
+
+    return save
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterable[dict[str, Tensor]]:
@@ -210,8 +226,8 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterable[dict[str, Ten
     yield shard
 
 
-def size_in_bytes(size: int | str) -> int:
-    """A number of bytes from an int or a text such as "5GB" or "200MiB".
+def size_in_bytes(size: int | str, name: str = "max_shard_size") -> int:
+    """A number of bytes from an int or a text such as "5GB" or "200MiB"; ``name`` is the argument's, for the message.
 
     Raises:
         ValueError: anything else.
@@ -220,7 +236,7 @@ def size_in_bytes(size: int | str) -> int:
     number = int(float(found[1]) * _UNITS[found[2]]) if found is not None else size
     if isinstance(number, int) and not isinstance(number, bool) and number > 0:
         return number
-    raise ValueError(f"max_shard_size: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")
+    raise ValueError(f"{name}: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")
 
 
 def stale_weights(folder: Path, written: Iterable[str]) -> list[str]:

@@ -46,7 +46,7 @@ def tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None, hidden_size: 
     return inputs_embeds
 
 
-def indices(name: str, value: Tensor | None, shape: tuple[int, int], rows: int, field: str) -> None:
+def indices(name: str, value: Tensor | None, shape: tuple[int, int], rows: int, field: str, remedy: str | None = None) -> None:
     """Refuse anything but indices of a table of ``rows`` rows, one for each token (or one row for all texts).
 
     Args:
@@ -55,6 +55,7 @@ def indices(name: str, value: Tensor | None, shape: tuple[int, int], rows: int, 
         shape: (batch, seq_len).
         rows: of the table.
         field: of the configuration, that says how many rows there are.
+        remedy: for values beyond them.
     """
     if value is None:
         return
@@ -62,7 +63,7 @@ def indices(name: str, value: Tensor | None, shape: tuple[int, int], rows: int, 
     _index_dtype(name, value)
     if value.dim() != 2 or value.shape[1] != shape[1] or value.shape[0] not in (1, shape[0]):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (batch, seq_len) = {tuple(shape)}.")
-    _range(name, value, rows, f"{field} is {rows}")
+    _range(name, value, rows, f"{field} is {rows}" if remedy is None else f"{field} is {rows}; {remedy}")
 
 
 def head_mask(value: Tensor | None, layers: int, heads: int) -> Tensor | None:

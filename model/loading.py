@@ -87,6 +87,39 @@ def load(
     arguments = {name: options.pop(name) for name in in_constructor if name in options}
     config = _configuration(folder, config, options)
     tensors = read_weights(folder)
+    model, report = assemble(
+        model_class, config, tensors, folder, dtype, device, ignore_mismatched_sizes=ignore_mismatched_sizes, **arguments
+    )
+    text = report.as_text()
+    if text:
+        _log.warning("%s from %s:\n%s", model_class.__name__, folder, text)
+    return model, report
+
+
+def assemble(
+    model_class: type[LongformerPreTrainedModel],
+    config: LongformerConfig,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None = None,
+    *,
+    ignore_mismatched_sizes: bool = False,
+    **arguments: Any,
+) -> tuple[Any, Report]:
+    """(model in evaluation mode, report) from the tensors of a checkpoint.
+
+    Args:
+        model_class: of the model.
+        config: of the model, kept by reference.
+        tensors: {name: tensor}; the model gets copies.
+        folder: where they are from, for messages.
+        dtype, device, ignore_mismatched_sizes: as in :meth:`LongformerPreTrainedModel.from_pretrained`.
+        arguments: of the constructor.
+
+    Raises:
+        CheckpointError: no tensor belongs to the model, or some are of another shape.
+    """
     model = _skeleton(model_class, config, arguments)
     named = {_renamed(name, model): tensor for name, tensor in tensors.items() if name.split(".")[-1] not in _OBSOLETE}
     report, taken = _compare(model, named)
@@ -98,9 +131,6 @@ def load(
             "Correct the configuration, or pass ignore_mismatched_sizes=True to begin them anew."
         )
     _fill(model, taken, report, _dtype(dtype, config, taken), torch.device("cpu" if device is None else device))
-    text = report.as_text()
-    if text:
-        _log.warning("%s from %s:\n%s", model_class.__name__, folder, text)
     return model.eval(), report
 
 

@@ -110,6 +110,8 @@ class LongformerModel(LongformerPreTrainedModel):
         shape = (given.shape[0], given.shape[1])
         inputs.same_device(given.device, attention_mask=attention_mask, global_attention_mask=global_attention_mask)
         head_mask = inputs.head_mask(head_mask, config.num_hidden_layers, config.num_attention_heads)
+        # First of all that computes, since it refuses texts that are too long.
+        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         pattern = AttentionPattern.from_masks(
             attention_mask,
             global_attention_mask,
@@ -120,7 +122,6 @@ class LongformerModel(LongformerPreTrainedModel):
         )
         if not torch.compiler.is_compiling():
             self._advise(input_ids, attention_mask, pattern, output_attentions)
-        hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         encoded = self.encoder(hidden_states, pattern, head_mask, output_attentions, output_hidden_states)
         last = encoded.last_hidden_state
         pooled = None if self.pooler is None else self.pooler(last)

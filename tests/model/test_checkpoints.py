@@ -326,3 +326,9 @@ def test_a_pruned_model_comes_back_pruned(tmp_path):
     loaded = LongformerModel.from_pretrained(tmp_path)
     assert loaded.config.pruned_heads == {0: [1], 1: [0, 2]}
     assert_same_state(loaded.state_dict(), model.state_dict())
+
+
+def test_weights_may_be_read_by_whom_the_configuration_may_be_read(tmp_path):
+    ours("LongformerModel").save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

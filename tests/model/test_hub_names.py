@@ -3,6 +3,7 @@
 import fnmatch
 import importlib.machinery
 import importlib.util
+import json
 import sys
 import types
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from model_cases import ours
 
-from longformer_triton import LongformerConfig, LongformerForMaskedLM, LongformerModel
+from longformer_triton import LongformerConfig, LongformerForMaskedLM, LongformerModel, convert_to_longformer
 from longformer_triton.model import CheckpointError
 
 NAME = "allenai/longformer-base-4096"
@@ -85,6 +86,21 @@ def test_options_of_the_hub_go_to_the_hub_and_nowhere_else(hub, tmp_path):
         assert "hidden_dropout_prob" not in got
     assert loaded.config.hidden_dropout_prob == 0.5
     assert not options.keys() & loaded.config.to_dict().keys()
+
+
+def test_a_conversion_downloads_the_tokenizer_too(hub, tmp_path):
+    """SentencePiece's file is neither JSON nor text; and options of the hub go there alone."""
+    ours("LongformerModel").save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**entries, "model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]})
+    )
+    hub.gives = tmp_path
+    assert type(convert_to_longformer(NAME, max_positions=200, revision="main")) is LongformerModel
+    patterns = [pattern for _, options in hub.calls for pattern in options["allow_patterns"]]
+    for file in ("sentencepiece.bpe.model", "vocab.json", "merges.txt", "tokenizer_config.json", "model.safetensors"):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
+    assert all(options["revision"] == "main" for _, options in hub.calls)
 
 
 @pytest.mark.parametrize("option", ["revision", "token", "cache_dir"])
