@@ -86,7 +86,8 @@ def run_tokenizers(
             for name, tokenizer in made.items():
                 samples[name].append(_milliseconds(lambda: tokenizer(batch, **options)))  # noqa: B023 - called at once
         for name, times in samples.items():
-            measured = TokenizerTimes(*(round(cut, 3) for cut in percentiles(times)), repeats=rounds)
+            p20, p50, p80 = (round(cut, 3) for cut in percentiles(times))
+            measured = TokenizerTimes(p20, p50, p80, rounds)
             record.append(TokenizerCase(name, call, len(batch), characters), OK, origin, measured)
         ours, peer = (statistics.median(samples[name]) for name in (OURS, PEER))
         ratios = [theirs / mine for mine, theirs in zip(samples[OURS], samples[PEER], strict=True)]

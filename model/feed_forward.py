@@ -11,7 +11,7 @@ gradients of the weights are summed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,33 +61,30 @@ def feed_forward(states: Tensor, wide: nn.Linear, narrow: nn.Linear, activation:
     Returns:
         The shape of ``states``.
     """
-    tensors = (states, wide.weight, wide.bias, narrow.weight, narrow.bias)
+    tensors: tuple[Tensor, ...] = (states, wide.weight, wide.bias, narrow.weight, narrow.bias)
     kind = states.device.type
     if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
         tensors = tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _FeedForward.apply(*tensors, activation)
-    return _forward(*tensors, activation, None)
+    return _forward(tensors[0], tensors[1:], activation, None)
+
+
+def stretch_tokens(device_type: str, bytes_a_token: int) -> int:
+    """How many tokens go together, at the intermediate layer's bytes for each."""
+    return max(1, _STRETCH_BYTES.get(device_type, _STRETCH_BYTES_ELSEWHERE) // bytes_a_token)
 
 
 def _stretches(states: Tensor, width: int) -> Iterator[slice]:
     """Slices of ``states`` (tokens, ...) that cover all of it, each of a bounded size at ``width`` numbers a token."""
-    limit = _STRETCH_BYTES.get(states.device.type, _STRETCH_BYTES_ELSEWHERE)
-    tokens = max(1, limit // (width * states.element_size()))
+    tokens = stretch_tokens(states.device.type, width * states.element_size())
     for start in range(0, states.shape[0], tokens):
         yield slice(start, start + tokens)
 
 
-def _forward(
-    states: Tensor,
-    wide_weight: Tensor,
-    wide_bias: Tensor,
-    narrow_weight: Tensor,
-    narrow_bias: Tensor,
-    activation: str,
-    widened: Tensor | None,
-) -> Tensor:
+def _forward(states: Tensor, parameters: Sequence[Tensor], activation: str, widened: Tensor | None) -> Tensor:
     """The formula; what goes into the activation is written to ``widened`` (tokens, intermediate_size) if that is given."""
+    wide_weight, wide_bias, narrow_weight, narrow_bias = parameters
     flat = states.reshape(-1, states.shape[-1])
     out = flat.new_empty(flat.shape[0], narrow_weight.shape[0])
     for tokens in _stretches(flat, wide_weight.shape[0]):
@@ -118,13 +115,13 @@ class _FeedForward(torch.autograd.Function):
     """:func:`_forward` with a backward that computes the activation again."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, activation = arguments
-        states, wide_weight, wide_bias, narrow_weight, _ = tensors
+    def forward(ctx: Any, states: Tensor, *arguments: Any) -> Tensor:
+        *parameters, activation = arguments
+        wide_weight, wide_bias, narrow_weight, _ = parameters
         widened = states.new_empty(states.shape[:-1].numel(), wide_weight.shape[0])
         ctx.save_for_backward(states, wide_weight, wide_bias, narrow_weight, widened)
         ctx.activation = activation
-        return _forward(*tensors, activation, widened)
+        return _forward(states, parameters, activation, widened)
 
     @staticmethod
     @once_differentiable

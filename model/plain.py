@@ -10,7 +10,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``module`` is a ``kind`` without a hook or a forward of its own. (Adapters, parametrisations: subclasses.)"""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     is_bare = type(module) is kind and "forward" not in vars(module) and not any(hooks)
-    return is_bare and not global_hooks._has_any_global_hook()  # type: ignore[attr-defined]
+    return is_bare and not global_hooks._has_any_global_hook()
 
 
 def is_plain_linear(module: nn.Module) -> bool:
