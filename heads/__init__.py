@@ -1,5 +1,6 @@
-"""The five tasks on top of the encoder, and where each puts its global tokens."""
+"""The five tasks on top of the encoder, where each puts its global tokens, and collators that make batches for training."""
 
+from longformer_triton.heads.collators import GlobalAttentionCollator, MaskedLanguageCollator
 from longformer_triton.heads.masked_lm import LongformerForMaskedLM
 from longformer_triton.heads.multiple_choice import LongformerForMultipleChoice
 from longformer_triton.heads.question_answering import LongformerForQuestionAnswering
@@ -7,9 +8,11 @@ from longformer_triton.heads.sequence_classification import LongformerForSequenc
 from longformer_triton.heads.token_classification import LongformerForTokenClassification
 
 __all__ = [
+    "GlobalAttentionCollator",
     "LongformerForMaskedLM",
     "LongformerForMultipleChoice",
     "LongformerForQuestionAnswering",
     "LongformerForSequenceClassification",
     "LongformerForTokenClassification",
+    "MaskedLanguageCollator",
 ]

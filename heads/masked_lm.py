@@ -48,6 +48,8 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         torch.Size([5])
     """
 
+    _keys_to_ignore_on_save = ("lm_head.decoder.weight", "lm_head.decoder.bias")
+
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)

@@ -89,7 +89,7 @@ class LongformerBaseModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (batch, seq_len, hidden_size), the last layer's output.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     last_hidden_state: Tensor | None = None
@@ -105,7 +105,7 @@ class LongformerBaseModelOutputWithPooling(ModelOutput):
     Attributes:
         last_hidden_state: (batch, seq_len, hidden_size), the last layer's output.
         pooler_output: (batch, hidden_size), the first token through a dense layer and tanh; None without a pooling layer.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     last_hidden_state: Tensor | None = None
@@ -122,7 +122,7 @@ class LongformerMaskedLMOutput(ModelOutput):
     Attributes:
         loss: shape (), cross-entropy of the labelled tokens; None without labels.
         logits: (batch, seq_len, vocab_size), before softmax.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     loss: Tensor | None = None
@@ -140,7 +140,7 @@ class LongformerQuestionAnsweringModelOutput(ModelOutput):
         loss: shape (), the mean of the two positions' cross-entropies; None without positions.
         start_logits: (batch, seq_len), before softmax.
         end_logits: (batch, seq_len), before softmax.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     loss: Tensor | None = None
@@ -158,7 +158,7 @@ class LongformerSequenceClassifierOutput(ModelOutput):
     Attributes:
         loss: shape (), of the problem type; None without labels.
         logits: (batch, num_labels), before softmax or sigmoid, or the regressed values.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     loss: Tensor | None = None
@@ -175,7 +175,7 @@ class LongformerMultipleChoiceModelOutput(ModelOutput):
     Attributes:
         loss: shape (), cross-entropy over the choices; None without labels.
         logits: (batch, num_choices), before softmax.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     loss: Tensor | None = None
@@ -192,7 +192,7 @@ class LongformerTokenClassifierOutput(ModelOutput):
     Attributes:
         loss: shape (), cross-entropy of the labelled tokens; None without labels.
         logits: (batch, seq_len, num_labels), before softmax.
-        hidden_states, attentions, global_attentions: as this module says; None unless asked for.
+        hidden_states, attentions, global_attentions: as :mod:`longformer_triton.model.outputs` says; None unless asked for.
     """
 
     loss: Tensor | None = None

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import documents
 import pytest
 import torch
 from model_cases import Texts, ours
@@ -11,9 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIFFERENCES = ROOT / "docs" / "differences.md"
 
 
-@pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+@pytest.mark.parametrize("document", [page for page in documents.pages() if page.parts[0] == "docs"], ids=str)
 def test_files_that_documents_name_exist(document):
-    text = (ROOT / "docs" / document).read_text()
+    text = (ROOT / document).read_text()
     named = re.findall(r"`((?:tests|model|heads|kernels|bench|docs)/[\w/.]+)`", text)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
