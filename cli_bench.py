@@ -1,4 +1,4 @@
-"""The commands ``longformer-triton bench ...`` that measure, draw and compare."""
+"""The commands ``longformer-triton bench ...`` that measure."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ def prepare_bench() -> None:
 
 @bench.command()
 def sweep(
-    out: Folder = pathlib.Path("results"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small default that ends within three minutes on two cores.")
-    ] = False,
+    out: Annotated[
+        pathlib.Path | None, typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The suite that ends within three minutes on two cores.")] = False,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, paper, windows, globals, short, model, memory or gpu; the default is all axes.")
+    ] = None,
     lengths: Annotated[str | None, typer.Option(help="Sequence lengths, such as 1k,4k,16k.")] = None,
     windows: Annotated[str | None, typer.Option(help="Windows in tokens, both sides together, such as 128,512.")] = None,
     providers: Annotated[str | None, typer.Option(help="Comma-separated; the default is all that run.")] = None,
@@ -41,29 +44,40 @@ def sweep(
     heads: Annotated[int | None, typer.Option(min=1)] = None,
     head_dim: Annotated[int | None, typer.Option(min=1)] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
-    num_globals: Annotated[int | None, typer.Option(help="Global tokens at the start.", min=0)] = None,
+    key_heads: Annotated[int | None, typer.Option(help="Heads of key and value, for grouped queries.", min=1)] = None,
+    num_globals: Annotated[int | None, typer.Option(help="Global tokens of each text.", min=0)] = None,
+    globals_at: Annotated[str | None, typer.Option(help="prefix, or scattered: elsewhere in each text.")] = None,
+    padding: Annotated[int | None, typer.Option(help="Percent of tokens at the end that are padding.", min=0, max=99)] = None,
+    dropout: Annotated[int | None, typer.Option(help="Percent of probabilities that are dropped.", min=0, max=99)] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="The whole window before the query; globals are sinks.")] = False,
+    dilation: Annotated[int | None, typer.Option(help="Distance between neighbouring keys of a window.", min=1)] = None,
     device: Device = None,
     threads: Threads = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
     cell_seconds: Annotated[float | None, typer.Option(help="Seconds of repeats a cell.", min=0)] = None,
     max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
 ) -> None:
-    """Sweep sequence length and window over every provider, and draw time, memory and speed-up.
+    """Sweep length, window and other axes over every provider, and draw what a suite is about.
+
+    Options replace axes of a suite; without one they are those of a sweep over everything.
 
     Examples:
 
         longformer-triton bench sweep --quick
 
+        longformer-triton bench sweep --suite globals
+
         longformer-triton bench sweep --lengths 1k,4k,16k,64k --windows 256,512 --out results/long
     """
-    import dataclasses
-
     from rich.console import Console
 
-    from longformer_triton.bench.sweep import Plan, run_sweep, unavailable
+    from longformer_triton.bench.suites import plans_of, run_suite
+    from longformer_triton.bench.sweep import notes, unavailable
 
-    place = device_or_best(device)
-    plan = Plan.quick(place) if quick else Plan(device=place)
+    if quick and suite not in (None, "quick"):
+        fail(f"--quick: got it together with --suite {suite}, expected one of them.")
+    name = "quick" if quick else suite or "all"
+    out = out or pathlib.Path("results", *([] if name in ("all", "quick") else [name]))
     given: dict[str, Any] = {
         "lengths": None if lengths is None else numbers("--lengths", lengths),
         "windows": None if windows is None else numbers("--windows", windows),
@@ -73,19 +87,27 @@ def sweep(
         "heads": heads,
         "head_dim": head_dim,
         "dtype": dtype,
+        "key_heads": key_heads,
         "num_globals": num_globals,
+        "globals_at": globals_at,
+        "padding": padding,
+        "dropout": dropout,
+        "is_causal": 1 if causal else None,
+        "dilation": dilation,
         "threads": threads,
         "time_limit": time_limit,
         "cell_seconds": cell_seconds,
         "max_call_seconds": max_call_seconds,
     }
-    plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
     console = Console()
     try:
-        plan.validate()
-        for name, reason in unavailable(plan).items():
-            console.print(f"not measured: {name}: {reason}")
-        finished = run_sweep(plan, out, console)
+        plans = plans_of(name, device_or_best(device), {key: value for key, value in given.items() if value is not None})
+        swept = [] if name == "model" else plans
+        for provider, reason in unavailable(swept).items():
+            console.print(f"not measured: {provider}: {reason}")
+        for provider, note in notes(swept).items():
+            console.print(f"note: {provider}: {note}")
+        finished = run_suite(name, plans, out, console)
     except ValueError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -102,25 +124,6 @@ def _draw(folder: pathlib.Path) -> None:
     try:
         for path in draw_all(folder):
             typer.echo(str(path))
-    except ValueError as error:
-        fail(str(error))
-
-
-@bench.command()
-def plot(folder: Annotated[pathlib.Path, typer.Argument(help="A folder that a sweep wrote.")]) -> None:
-    """Draw the pictures of a results folder again, from its CSV alone."""
-    _draw(folder)
-
-
-@bench.command()
-def compare(first: pathlib.Path, second: pathlib.Path) -> None:
-    """Print the ratio of every cell that two results folders share (second over first)."""
-    from rich.console import Console
-
-    from longformer_triton.bench.compare import as_table, pair_up
-
-    try:
-        Console().print(as_table(pair_up(first, second)))
     except ValueError as error:
         fail(str(error))
 

@@ -1,22 +1,29 @@
 """Is a provider's answer right? Sampled rows against a float64 softmax, at any length, before a time counts.
 
-A dense reference at full length would not fit in memory; a row of it does. Outputs and query gradients are compared at a few
-queries, key and value gradients at one key, whose queries are all computed.
+Outputs and query gradients are compared at a few queries of the last text, key and value gradients at a few keys, all of whose
+queries are computed. Queries of padding are not looked at. Dropout of this package is a function of its seed and is followed to
+the bit; that of others comes from other generators of random numbers, so there the output is compared in the mean, and
+gradients for shape and finiteness only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from longformer_triton.bench.cases import Case, Inputs
+from longformer_triton.bench.expected import Expected
+from longformer_triton.bench.provider import Provider
 
 # Relative error, ||got - want|| / ||want||, that no correct implementation in that precision exceeds.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-_ROWS = 24
+_ROWS, _ROWS_OF_A_MEAN = 24, 64
 _MOST_QUERIES = 4096
+# Standard deviations of a mean under dropout: once in ten million cells a right implementation would be called wrong.
+_DEVIATIONS = 5.5
 
 
 class WrongAnswerError(Exception):
@@ -29,71 +36,164 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _rows_of(case: Case) -> Tensor:
-    """Queries to compare: the first, the last, and a spread between; the global ones among the first."""
-    spread = torch.linspace(0, case.seq_len - 1, min(_ROWS, case.seq_len)).long()
-    return torch.unique(spread)
+def check_output(inputs: Inputs, out: Tensor, provider: Provider) -> float:
+    """The relative error of sampled output rows, global ones included; raises beyond the tolerance.
 
-
-def _probabilities(inputs: Inputs, is_windowed: bool, head: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 (probabilities [rows, seq_len], keys, values) of ordinary rows in the first sample."""
+    Where dropout is not ours: how far the scale of the output is from 1, on the average of the rows.
+    """
     case = inputs.case
-    query, key, value = (inputs.heads_of(name)[0, head].detach().double() for name in ("query", "key", "value"))
-    scores = query[rows] @ key.T * case.head_dim**-0.5
-    if is_windowed:
-        position = torch.arange(case.seq_len, device=rows.device)
-        visible = (position - rows[:, None]).abs() <= case.side
-        visible[:, : case.num_globals] = True
-        scores = scores.masked_fill(~visible, -torch.inf)
-    return torch.softmax(scores, -1), key, value
-
-
-def check_output(inputs: Inputs, out: Tensor, is_windowed: bool) -> float:
-    """The relative error of sampled output rows, global ones included; raises beyond the tolerance."""
-    case = inputs.case
-    rows = _rows_of(case).to(out.device)
+    _same_shape("output", out, inputs.grad_out)
+    expected = Expected(inputs, provider, case.batch - 1)
+    if case.dropout and not provider.dropout_is_ours:
+        return _check_mean(expected, out.detach())
     head = case.heads - 1
-    probability, _, value = _probabilities(inputs, is_windowed, head, rows)
-    want = probability @ value
-    is_global = rows < case.num_globals
-    if is_windowed and bool(is_global.any()):
-        query, key, value = (inputs.heads_of(f"{name}_global")[0, head].detach().double() for name in ("query", "key", "value"))
-        want[is_global] = torch.softmax(query[rows[is_global]] @ key.T * case.head_dim**-0.5, -1) @ value
-    return _judge("output", case, relative_error(out.detach()[0, head, rows], want))
+    rows = _sampled(expected, _ROWS)
+    want = torch.empty((len(rows), case.head_dim), dtype=torch.float64, device=rows.device)
+    for kind, chosen in _kinds(expected, rows):
+        want[chosen] = torch.cat([part.out() for part in expected.rows(rows[chosen], kind, head)])
+    return _judge("output", case, relative_error(out.detach()[expected.sample, head, rows], want))
 
 
-def check_gradients(inputs: Inputs, grads: dict[str, Tensor], is_windowed: bool) -> float:
-    """The largest relative error of sampled gradients of query, key and value; raises beyond the tolerance.
+def _kinds(expected: Expected, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of rows that is among ``rows``, with a mask of them."""
+    own = expected.is_global(rows) & expected.has_own_rows
+    for kind, chosen in (("", ~own), ("_global", own)):
+        if bool(chosen.any()):
+            yield kind, chosen
+
+
+def _check_mean(expected: Expected, out: Tensor) -> float:
+    """How far the scale of an output under somebody's dropout is from 1; raises where chance does not explain it.
+
+    Dropout of share p keeps the mean: out = sum of p_j m_j v_j, where m_j has mean 1 and variance p / (1 - p), independent for
+    every row and key. So <out, want> over <want, want> has mean 1, and variance p / (1 - p) times the sum of (p_j v_j . want)^2
+    over <want, want>^2; the norm of out - want is about sqrt(p / (1 - p)) times that of the dropped terms. An implementation
+    that forgets to scale the survivors, or to drop any, is off.
+    """
+    case = expected.inputs.case
+    noise = math.sqrt(case.dropout / (100 - case.dropout))
+    rows = _sampled(expected, _ROWS_OF_A_MEAN)
+    along = squares = spread = terms = distance = 0.0
+    for head in range(case.heads):
+        got = out[expected.sample, head].double()
+        for kind, chosen in _kinds(expected, rows):
+            for part in expected.rows(rows[chosen], kind, head):
+                want = part.out()
+                along += float((got[part.index] * want).sum())
+                squares += float((want * want).sum())
+                spread += float((part.probability * (want @ part.value.T)).square().sum())
+                terms += float((part.probability.square() @ part.value.square()).sum())
+                distance += float((got[part.index] - want).square().sum())
+    changed, usual = math.sqrt(distance), noise * math.sqrt(terms)
+    if not usual / 4 <= changed <= 4 * usual:
+        raise WrongAnswerError(f"output: dropout of {case.dropout} % changes it by {changed:.1e}, expected about {usual:.1e}")
+    off = abs(along / squares - 1)
+    bound = TOLERANCE[case.dtype] + _DEVIATIONS * noise * math.sqrt(spread) / squares
+    if not off <= bound:
+        raise WrongAnswerError(f"output: under dropout its mean is off by {off:.1e}, tolerance {bound:.1e}")
+    return off
+
+
+def check_gradients(inputs: Inputs, grads: dict[str, Tensor], provider: Provider) -> float:
+    """The largest relative error of sampled gradients; raises beyond the tolerance.
 
     ``grads`` are gradients of ``inputs.packed``, (batch, seq_len, heads * head_dim).
     """
     case = inputs.case
-    head = case.heads - 1
-    channels = slice(head * case.head_dim, (head + 1) * case.head_dim)
-    scale = case.head_dim**-0.5
-
-    def backward(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        probability, key, value = _probabilities(inputs, is_windowed, head, rows)
-        grad_out = inputs.grad_out[0, head, rows].double()
-        out = probability @ value
-        grad_scores = probability * (grad_out @ value.T - (grad_out * out).sum(-1, keepdim=True))
-        return probability, grad_scores * scale, grad_out, key
-
-    rows = _rows_of(case).to(inputs.grad_out.device)
-    rows = rows[rows >= case.num_globals] if is_windowed else rows
-    _, grad_scores, _, key = backward(rows)
-    worst = _judge("query gradient", case, relative_error(grads["query"][0, rows, channels], grad_scores @ key))
-    column = case.seq_len // 2 if case.seq_len // 2 >= case.num_globals else case.seq_len - 1
-    reach = case.side if is_windowed else case.seq_len
-    seers = torch.arange(max(0, column - reach), min(case.seq_len, column + reach + 1), device=rows.device)
-    seers = seers[seers >= case.num_globals] if is_windowed else seers
-    if len(seers) <= _MOST_QUERIES and column >= case.num_globals:
-        probability, grad_scores, grad_out, _ = backward(seers)
-        query = inputs.heads_of("query")[0, head, seers].detach().double()
-        want_key, want_value = grad_scores[:, column] @ query, probability[:, column] @ grad_out
-        worst = max(worst, _judge("key gradient", case, relative_error(grads["key"][0, column, channels], want_key)))
-        worst = max(worst, _judge("value gradient", case, relative_error(grads["value"][0, column, channels], want_value)))
+    for name, grad in grads.items():
+        _same_shape(f"{name} gradient", grad, inputs.packed[name])
+        if not bool(grad.isfinite().all()):
+            raise WrongAnswerError(f"{name} gradient: not finite")
+    if case.dropout and not provider.dropout_is_ours:
+        return 0.0
+    expected = Expected(inputs, provider, case.batch - 1)
+    tokens = expected.global_tokens
+    rows = _sampled(expected, _ROWS)
+    worst = _check_rows(expected, grads, rows[~expected.is_global(rows)] if expected.has_own_rows else rows, "")
+    if expected.has_own_rows:
+        worst = max(worst, _check_rows(expected, grads, tokens[:_ROWS], "_global"))
+    for column in _columns(expected):
+        worst = max(worst, _check_column(expected, grads, column, _seers(expected, column), ""))
+        if expected.has_own_rows and len(tokens) <= _MOST_QUERIES:
+            worst = max(worst, _check_column(expected, grads, column, tokens, "_global"))
     return worst
+
+
+def _sampled(expected: Expected, count: int) -> Tensor:
+    """Queries to compare: a spread from the first to the last, and the first and the last global token."""
+    case = expected.inputs.case
+    spread = torch.linspace(0, case.real_len - 1, min(count, case.real_len), device=expected.global_tokens.device).long()
+    rows = torch.unique(torch.cat((spread, expected.global_tokens[[0, -1]] if len(expected.global_tokens) else spread)))
+    return rows[_regular(expected, rows)]
+
+
+def _regular(expected: Expected, rows: Tensor) -> Tensor:
+    """Which queries see the window that the reference means: not those near an end where windows shift there."""
+    case = expected.inputs.case
+    left, right = case.band
+    if not expected.provider.edges_shift or case.is_causal:
+        return torch.ones_like(rows, dtype=torch.bool)
+    return (rows >= left * case.step) & (rows < case.real_len - right * case.step)
+
+
+def _columns(expected: Expected) -> list[int]:
+    """Keys to compare: an ordinary one as near to the middle as there is, and the first global one."""
+    case = expected.inputs.case
+    position = torch.arange(case.real_len, device=expected.global_tokens.device)
+    ordinary = position[~expected.is_global(position)]
+    nearest = ordinary[(ordinary - case.real_len // 2).abs().argmin()].tolist() if len(ordinary) else None
+    return [*([] if nearest is None else [nearest]), *expected.global_tokens[:1].tolist()]
+
+
+def _seers(expected: Expected, column: int) -> Tensor:
+    """Every query that sees a key, global rows only where they are of the first kind; none if these are too many to compute."""
+    case = expected.inputs.case
+    position = torch.arange(case.real_len, device=expected.global_tokens.device)
+    if not expected.provider.is_windowed or bool((expected.global_tokens == column).any()):
+        seers = position
+    else:
+        left, right = case.band
+        reach = torch.isin(position, expected.global_tokens) if expected.provider.shares_projections else position < 0
+        seers = position[reach | ((position - column >= -right * case.step) & (position - column <= left * case.step))]
+    seers = seers[~expected.is_global(seers)] if expected.has_own_rows else seers
+    too_many = len(seers) > _MOST_QUERIES or not bool(_regular(expected, seers).all())
+    return seers[:0] if too_many else seers
+
+
+def _check_rows(expected: Expected, grads: dict[str, Tensor], rows: Tensor, kind: str) -> float:
+    """Query gradients at some rows of one kind."""
+    case, sample, head = expected.inputs.case, expected.sample, expected.inputs.case.heads - 1
+    if not len(rows):
+        return 0.0
+    grad_out = expected.inputs.grad_out[sample, head].double()
+    want = torch.cat([part.grad_scores(grad_out[part.index]) @ part.key for part in expected.rows(rows, kind, head)])
+    channels = slice(head * case.head_dim, (head + 1) * case.head_dim)
+    return _judge(f"query{kind} gradient", case, relative_error(grads[f"query{kind}"][sample, rows, channels], want))
+
+
+def _check_column(expected: Expected, grads: dict[str, Tensor], column: int, seers: Tensor, kind: str) -> float:
+    """Key and value gradients at one key, from every query that sees it and every head that shares it."""
+    case, sample = expected.inputs.case, expected.sample
+    if not len(seers):
+        return 0.0
+    group = case.heads // case.real_key_heads
+    want_key, want_value = torch.zeros((2, case.head_dim), dtype=torch.float64, device=seers.device)
+    for head in range(case.heads - group, case.heads):
+        grad_out = expected.inputs.grad_out[sample, head].double()
+        for part in expected.rows(seers, kind, head):
+            want_key += part.grad_scores(grad_out[part.index])[:, column] @ part.query
+            want_value += part.kept[:, column] @ grad_out[part.index]
+    channels = slice((case.real_key_heads - 1) * case.head_dim, case.real_key_heads * case.head_dim)
+    worst = 0.0
+    for name, want in ((f"key{kind}", want_key), (f"value{kind}", want_value)):
+        error = relative_error(grads[name][sample, column, channels], want)
+        worst = max(worst, _judge(f"{name} gradient", case, error))
+    return worst
+
+
+def _same_shape(what: str, got: Tensor, like: Tensor) -> None:
+    if got.shape != like.shape:
+        raise WrongAnswerError(f"{what}: shape {tuple(got.shape)}, expected {tuple(like.shape)}")
 
 
 def _judge(what: str, case: Case, error: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import pathlib
 import statistics
@@ -18,7 +19,7 @@ from longformer_triton.bench.measure import Cell, peak_extra_bytes, summarise
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
 
-MARKDOWN_NAME = "core.md"
+MARKDOWN_NAME, COMPARISONS_NAME = "core.md", "comparisons.csv"
 
 Comparison = tuple[str, Case, Case]
 
@@ -54,7 +55,7 @@ def run_core(
     """Measure every comparison and append its cells to ``folder``.
 
     Besides the peers, each round times a square matrix product: ``times_floor`` is our time over (useful flops / its rate).
-    The table also goes to ``core.md`` there, which the README repeats.
+    The comparisons go to ``comparisons.csv`` there, and as a table to ``core.md``, which the README repeats.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -80,7 +81,8 @@ def run_core(
         for cell, times in zip(cells, samples, strict=True):
             record.append(cell.case, OK, origin, summarise(cell, times, peak_extra_bytes(cell.call, place)))
         results.append(_result(what, our_case, samples, rates))
-    (folder / MARKDOWN_NAME).write_text(as_markdown(results, dtype, rounds, origin))
+    save_comparisons(folder, results, dtype, rounds, origin)
+    (folder / MARKDOWN_NAME).write_text(describe(folder))
     return results
 
 
@@ -97,10 +99,11 @@ def _result(what: str, case: Case, samples: Sequence[Sequence[float]], rates: Se
     )
 
 
-_HEADER = ("comparison", "ours, ms", "peer, ms", "speed-up", "ours / floor")
+HEADER = ("comparison", "ours, ms", "peer, ms", "speed-up", "ours / floor")
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def cells(result: Result) -> tuple[str, ...]:
+    """One comparison as texts, in the order of ``HEADER``."""
     return (
         result.what,
         f"{result.ours_ms:.0f}",
@@ -112,16 +115,56 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 def as_table(results: Sequence[Result]) -> Table:
     """The results for a terminal."""
-    table = Table(*_HEADER)
+    table = Table(*HEADER)
     for result in results:
-        table.add_row(*_cells(result))
+        table.add_row(*cells(result))
     return table
+
+
+def save_comparisons(folder: pathlib.Path, results: Sequence[Result], dtype: str, rounds: int, origin: dict[str, str]) -> None:
+    """Write ``comparisons.csv``: ratios within a round cannot be told from the medians of the cells."""
+    shared = {"dtype": dtype, "rounds": rounds, **origin}
+    with (folder / COMPARISONS_NAME).open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*(field.name for field in dataclasses.fields(Result)), *shared])
+        writer.writeheader()
+        writer.writerows({**dataclasses.asdict(result), **shared} for result in results)
+
+
+def load_comparisons(folder: pathlib.Path) -> tuple[list[Result], dict[str, str]]:
+    """The comparisons of a folder, and what they share: dtype, rounds and provenance.
+
+    Raises:
+        ValueError: the file holds none, or other columns.
+    """
+    path = folder / COMPARISONS_NAME
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        results = [
+            Result(row["what"], *(float(row[name]) for name in ("ours_ms", "peer_ms", "speedup", "times_floor")))
+            for row in rows
+        ]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"folder: {path} is not what `longformer-triton bench core` writes ({error!r}).") from error
+    if not results:
+        raise ValueError(f"folder: {path} holds no comparison; run `longformer-triton bench core` again.")
+    return results, rows[0]
+
+
+def describe(folder: pathlib.Path) -> str:
+    """``core.md`` from ``comparisons.csv``.
+
+    Raises:
+        ValueError: the file holds no comparison.
+    """
+    results, shared = load_comparisons(folder)
+    return as_markdown(results, shared["dtype"], int(shared["rounds"]), shared)
 
 
 def as_markdown(results: Sequence[Result], dtype: str, rounds: int, origin: dict[str, str]) -> str:
     """The results for a document, with where they come from."""
-    lines = ["| " + " | ".join(_HEADER) + " |", "|---|" + "---:|" * (len(_HEADER) - 1)]
-    lines += ["| " + " | ".join(_cells(result)) + " |" for result in results]
+    lines = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
     threads = f", {origin['threads']} threads" if origin["threads"] else ""
     lines += [
         "",

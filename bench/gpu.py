@@ -23,14 +23,14 @@ from longformer_triton.bench import doctor
 from longformer_triton.bench.longest import run_longest
 from longformer_triton.bench.model_plot import draw_and_describe
 from longformer_triton.bench.model_sweep import ModelPlan, run_models
+from longformer_triton.bench.plot_suites import draw_suite
+from longformer_triton.bench.suites import SUITE_NAME, gpu_plans
 from longformer_triton.bench.sweep import Plan, run_sweep
 
 _STATE = "steps.json"
-# A sweep's cells hold at least this many tokens, batch included, so that short texts fill the machine too.
-_TOKENS = 65_536
-_LENGTHS = tuple(2**power for power in range(10, 21))
+# One folder, in which every cell names its axes: `bench sweep --suite gpu --out` goes on in it too.
+_SWEEP = "sweep"
 _MODEL_LENGTHS = tuple(2**power for power in range(9, 17))
-_PEERS = ("ours-triton", "sdpa", "sdpa-flash", "sdpa-cudnn", "varlen", "flex", "flex-tuned", "transformers")
 # What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
 _TINY = """
 import dataclasses, torch
@@ -69,10 +69,20 @@ def _command(name: str, command: list[str]) -> Step:
 
 def _sweep(plan: Plan) -> Step:
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
-        finished = run_sweep(dataclasses.replace(plan, time_limit=left), folder / f"globals-{plan.num_globals}", console)
+        finished = run_sweep(dataclasses.replace(plan, time_limit=left), folder / _SWEEP, console)
+        (folder / _SWEEP / SUITE_NAME).write_text("gpu\n")
         return True if finished else None
 
     return step
+
+
+def _draw(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
+    try:
+        draw_suite(folder / _SWEEP)
+    except ValueError as error:
+        console.print(f"[yellow]{error}")
+        return False
+    return True
 
 
 def _models(dtype: str) -> Step:
@@ -103,13 +113,9 @@ def steps() -> Iterator[tuple[str, Step]]:
         for tool in ("memcheck", "racecheck"):
             command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", _TINY]
             yield tool, _command(tool, command)
-    for num_globals in (0, 1, 64):
-        for length in _LENGTHS:
-            plan = Plan(
-                lengths=(length,), windows=(128, 512, 2048), providers=_PEERS, batch=max(1, _TOKENS // length),
-                dtype="bfloat16", num_globals=num_globals, device="cuda", cell_seconds=0.5, max_call_seconds=5.0,
-            )  # fmt: skip
-            yield f"sweep, {num_globals} globals, {length} tokens", _sweep(plan)
+    for name, plan in gpu_plans():
+        yield name, _sweep(plan)
+    yield "pictures of the sweeps", _draw
     for dtype in ("bfloat16", "float32"):
         yield f"model, {dtype}", _models(dtype)
     yield "longest", _longest

@@ -78,3 +78,20 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, repe
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def copy_bandwidth(device: torch.device, size_bytes: int, repeats: int = 7) -> float:
+    """Bytes a second of a large copy, what is read and what is written together: the median of several.
+
+    ``size_bytes`` should be far beyond the caches; twice that is allocated.
+    """
+    source = torch.ones(size_bytes // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds[1:])

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from longformer_triton.bench.cases import DIRECTIONS
+from longformer_triton.bench.cases import DIRECTIONS, Case
 from longformer_triton.bench.providers import PROVIDERS
-from longformer_triton.bench.record import FILE_NAME, OK
+from longformer_triton.bench.record import FILE_NAME, OK, names
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each provider also has its own marker.
 _STYLE = {
     "ours-triton": ("#D55E00", "D"),
     "ours-torch": ("#0072B2", "o"),
     "sdpa": ("#000000", "s"),
-    "flex": ("#009E73", "^"),
-    "transformers": ("#CC79A7", "v"),
-    "reference": ("#E69F00", "x"),
     "sdpa-flash": ("#000000", "<"),
+    "sdpa-efficient": ("#000000", "1"),
     "sdpa-cudnn": ("#000000", ">"),
+    "sdpa-math": ("#7F7F7F", "X"),
     "varlen": ("#56B4E9", "h"),
+    "flex": ("#009E73", "^"),
     "flex-tuned": ("#009E73", "*"),
+    "chunks": ("#E69F00", "p"),
+    "transformers": ("#CC79A7", "v"),
+    "transformers-patched": ("#009E73", "^"),
+    "natten": ("#56B4E9", "d"),
+    "xformers": ("#CC79A7", "<"),
+    "flash-attn": ("#56B4E9", "s"),
+    "reference": ("#E69F00", "x"),
     "ours": ("#0072B2", "o"),
     "roberta": ("#000000", "s"),
 }
@@ -40,7 +48,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "svg.hashsalt": "longformer-triton",
 }
-_OURS = ("ours-triton", "ours-torch")
+OURS = ("ours-triton", "ours-torch")
 
 
 def load(folder: pathlib.Path) -> pd.DataFrame:
@@ -53,8 +61,11 @@ def load(folder: pathlib.Path) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"folder: {path} does not exist; run `longformer-triton bench sweep --out {folder}` first.")
     frame = pd.read_csv(path, keep_default_na=True)
-    keys = ["provider", "direction", "seq_len", "window", "batch", "heads", "head_dim", "dtype", "num_globals"]
-    frame = frame.drop_duplicates(keys, keep="last")
+    for field in dataclasses.fields(Case):
+        # Older files have fewer axes; what they do not name was at its default.
+        if field.name not in frame and field.default is not dataclasses.MISSING:
+            frame[field.name] = np.nan if field.default is None else field.default
+    frame = frame.drop_duplicates(names(Case), keep="last")
     frame = frame[frame["status"] == OK]
     if frame.empty:
         raise ValueError(f"folder: {path} holds no measured cell, so there is nothing to draw.")
@@ -70,11 +81,40 @@ def fitted_exponent(lengths: np.ndarray, values: np.ndarray) -> float | None:
     return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
-def _title(provider: str) -> str:
+def style_of(provider: str) -> tuple[str, str]:
+    """Colour and marker."""
+    return _STYLE.get(provider, _OTHER_STYLE)
+
+
+def title_of(provider: str) -> str:
+    """What legends call a provider."""
     return PROVIDERS[provider].title if provider in PROVIDERS else provider
 
 
-def _main_window(frame: pd.DataFrame) -> int:
+# Axes that stay the same in a picture that does not draw them, with what is usual.
+_USUAL = {
+    field.name: field.default
+    for field in dataclasses.fields(Case)
+    if field.name not in ("provider", "direction", "seq_len", "window", "key_heads")
+    and field.default is not dataclasses.MISSING
+}
+
+
+def usual(frame: pd.DataFrame, *drawn: str) -> pd.DataFrame:
+    """The rows of a folder of many axes that one picture shows: each axis besides ``drawn`` at its default, or at its least.
+
+    Rows of full attention are kept whatever they say of global tokens and dilation, which it ignores.
+    """
+    for axis in [axis for axis in _USUAL if axis not in drawn]:
+        windowed = frame[frame["window"].notna()] if axis in ("num_globals", "globals_at", "dilation") else frame
+        present = set(windowed[axis])
+        if len(present) > 1:
+            kept = _USUAL[axis] if _USUAL[axis] in present else min(present)
+            frame = frame[(frame[axis] == kept) | ~frame.index.isin(windowed.index)]
+    return frame
+
+
+def main_window(frame: pd.DataFrame) -> int:
     """The window of the scaling picture: 512, the paper's, or the middle one that was measured."""
     windows = sorted(frame["window"].dropna().astype(int).unique())
     if not windows:
@@ -83,12 +123,12 @@ def _main_window(frame: pd.DataFrame) -> int:
 
 
 def lines(
-    axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: bool, title: Callable[[str], str] = _title
+    axes: Axes, frame: pd.DataFrame, column: str, x: str, with_exponent: bool, title: Callable[[str], str] = title_of
 ) -> None:
     """One line a provider, with its fitted exponent in the legend if wanted, and the spread of times behind it."""
     for provider, rows in frame.groupby("provider", sort=False):
         rows = rows.sort_values(x)
-        color, marker = _STYLE.get(str(provider), _OTHER_STYLE)
+        color, marker = style_of(str(provider))
         label = title(str(provider))
         if with_exponent:
             exponent = fitted_exponent(rows[x].to_numpy(float), rows[column].to_numpy(float))
@@ -102,22 +142,40 @@ def log_axes(axes: Axes, ticks: list[int], x_label: str, y_label: str) -> None:
     """Logarithmic axes with the measured lengths as ticks."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.set_xticks(ticks, [short(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
 
 
-def _short(number: int) -> str:
-    return f"{number // 1024}k" if number >= 1024 and number % 1024 == 0 else str(number)
+def plain_numbers(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 of each decade, written out."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: decimal(number)))
 
 
-def _setting(frame: pd.DataFrame) -> str:
+def decimal(number: float) -> str:
+    """0.5, 20, 500k, 2M: steps of a thousand."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:g}{unit}"
+    return f"{number:g}"
+
+
+def short(number: int) -> str:
+    """Lengths as ticks name them."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if number >= size and number % size == 0:
+            return f"{number // size}{unit}"
+    return str(number)
+
+
+def setting(frame: pd.DataFrame) -> str:
     """One line that says what was measured and where."""
     first = frame.iloc[0]
-    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} threads"
-    num_globals = int(first["num_globals"])
-    tokens = "no global token" if num_globals == 0 else f"{num_globals} global tokens"
+    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} thread{'' if first['threads'] == 1 else 's'}"
+    num_globals = int(frame["num_globals"].max())
+    tokens = {0: "no global token", 1: "one global token"}.get(num_globals, f"{num_globals} global tokens")
     return (
         f"batch {int(first['batch'])}, {int(first['heads'])} heads, head_dim {int(first['head_dim'])}, {first['dtype']}, "
         f"{tokens}; {first['device']}{threads}, torch {first['torch']}"
@@ -126,7 +184,8 @@ def _setting(frame: pd.DataFrame) -> str:
 
 def draw_scaling(frame: pd.DataFrame) -> Figure:
     """Time and peak extra memory against length, log-log, with fitted exponents; full attention for contrast."""
-    window = _main_window(frame)
+    frame = usual(frame)
+    window = main_window(frame)
     frame = frame[frame["window"].isna() | (frame["window"] == window)]
     directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
     figure = Figure(figsize=(6.2 * len(directions), 10.2), layout="constrained")
@@ -145,37 +204,40 @@ def draw_scaling(frame: pd.DataFrame) -> Figure:
             axes.legend(fontsize=10, loc="upper left")
         grid[0][column].set_title(direction)
     figure.suptitle(f"Attention with a window of {window} tokens against full attention\n", fontsize=15)
-    figure.text(0.5, 0.962, _setting(frame), ha="center", va="top", fontsize=9)
+    figure.text(0.5, 0.962, setting(frame), ha="center", va="top", fontsize=9)
     return figure
 
 
 def draw_windows(frame: pd.DataFrame) -> Figure:
     """Time against the window at the longest length that windowed providers share; full attention as a level line."""
+    frame = usual(frame)
     directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
     figure = Figure(figsize=(6.2 * len(directions), 5.4), layout="constrained")
     grid = figure.subplots(1, len(directions), squeeze=False)
     for axes, direction in zip(grid[0], directions, strict=True):
         rows = frame[frame["direction"] == direction]
         windowed = rows[rows["window"].notna()]
-        length = int(windowed[windowed["provider"].isin(_OURS)]["seq_len"].max())
+        length = int(windowed[windowed["provider"].isin(OURS)]["seq_len"].max())
         at_length = windowed[windowed["seq_len"] == length]
         lines(axes, at_length, "p50_ms", "window", with_exponent=False)
         full = rows[rows["window"].isna() & (rows["seq_len"] == length)]
         for _, row in full.iterrows():
-            axes.axhline(row["p50_ms"], color=_STYLE["sdpa"][0], linestyle="--", label=_title(row["provider"]))
+            axes.axhline(row["p50_ms"], color=_STYLE["sdpa"][0], linestyle="--", label=title_of(row["provider"]))
         log_axes(axes, sorted(at_length["window"].astype(int).unique()), "window, tokens (both sides)", "milliseconds a call")
+        plain_numbers(axes)
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.35)
-        axes.set_title(f"{direction}, N = {_short(length)}")
+        axes.set_title(f"{direction}, N = {short(length)}")
         axes.legend(fontsize=10, loc="upper left")
     figure.suptitle("Cost of the window", fontsize=15)
-    figure.supxlabel(_setting(frame), fontsize=9)
+    figure.supxlabel(setting(frame), fontsize=9)
     return figure
 
 
 def draw_speedup(frame: pd.DataFrame) -> Figure | None:
     """A map over length and window: how many times faster than full attention; None without a pair to compare."""
-    ours = next((name for name in _OURS if name in set(frame["provider"])), None)
+    frame = usual(frame)
+    ours = next((name for name in OURS if name in set(frame["provider"])), None)
     full = frame[frame["provider"] == "sdpa"].set_index(["direction", "seq_len"])["p50_ms"]
     if ours is None or full.empty:
         return None
@@ -200,7 +262,7 @@ def draw_speedup(frame: pd.DataFrame) -> Figure | None:
             axes.text(
                 x, y, text, ha="center", va="center", fontsize=9 if np.isnan(value) else 13, color="white" if dark else "black"
             )
-        axes.set_xticks(range(table.shape[1]), [_short(int(length)) for length in table.columns])
+        axes.set_xticks(range(table.shape[1]), [short(int(length)) for length in table.columns])
         axes.set_yticks(range(table.shape[0]), [str(int(window)) for window in table.index])
         axes.set_xlabel("sequence length N, tokens")
         axes.set_ylabel("window, tokens (both sides)")
@@ -210,8 +272,8 @@ def draw_speedup(frame: pd.DataFrame) -> Figure | None:
     whole = int(largest)
     marks = range(-whole, whole + 1, max(1, whole // 3))
     bar.set_ticks(list(marks), labels=[f"{2.0**mark:.2g}x" for mark in marks])
-    figure.suptitle(f"{_title(ours)} against full attention (PyTorch SDPA)", fontsize=14)
-    figure.supxlabel(_setting(frame), fontsize=9)
+    figure.suptitle(f"{title_of(ours)} against full attention (PyTorch SDPA)", fontsize=14)
+    figure.supxlabel(setting(frame), fontsize=9)
     return figure
 
 
@@ -229,12 +291,11 @@ def write(figures: Mapping[str, Figure | None], folder: pathlib.Path) -> list[pa
 
 
 def draw_all(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw every picture of a results folder as PNG and SVG; returns the files.
+    """Draw every picture of a results folder as PNG and SVG, those of the suite that it was measured for; returns the files.
 
     Raises:
         ValueError: the folder holds nothing to draw.
     """
-    frame = load(folder)
-    with mpl.rc_context(SETTINGS):
-        figures = {"scaling": draw_scaling(frame), "windows": draw_windows(frame), "speedup": draw_speedup(frame)}
-        return write(figures, folder)
+    from longformer_triton.bench.plot_suites import draw_suite
+
+    return draw_suite(folder)

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+from longformer_triton.bench import environment
 from longformer_triton.bench.cases import Case
 from longformer_triton.bench.measure import Measurement
 
@@ -42,6 +43,8 @@ class Record:
         self.case_type = case_type
         self.columns = [*names(case_type), "status", "reason", *names(measurement_type), *_PROVENANCE]
         self.path = folder / FILE_NAME
+        self._noted = False
+        environment.read(folder)  # refuses a foreign file before anything is written
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._repair()
@@ -63,6 +66,9 @@ class Record:
         row: dict[str, Any] = {**dataclasses.asdict(case), "status": status, "reason": reason, **provenance}
         if measurement is not None:
             row.update(dataclasses.asdict(measurement))
+        if not self._noted:
+            environment.note(self.path.parent, provenance)
+            self._noted = True
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow({name: "" if value is None else value for name, value in row.items()})
             file.flush()

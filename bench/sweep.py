@@ -1,4 +1,4 @@
-"""The sweep: length x window x provider x direction, one child process, one row a cell, resumable at any point."""
+"""The sweep: every axis of a cell x provider x direction, one child process, one row a cell, resumable at any point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from longformer_triton.bench.cases import DIRECTIONS, DTYPES, Case
+from longformer_triton.bench.cases import DIRECTIONS, DTYPES, PLACES, PREFIX, Case
 from longformer_triton.bench.machine import free_bytes, provenance
 from longformer_triton.bench.measure import measure
 from longformer_triton.bench.providers import PROVIDERS
@@ -20,11 +20,12 @@ from longformer_triton.bench.worker import Worker
 
 # A cell may take this share of the memory that is free.
 MEMORY_SHARE = 0.8
+_MOST_PERCENT = 99
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The axes of a sweep and its limits. Times are in seconds; ``windows`` are totals of both sides.
+    """The axes of a sweep and its limits. Times are in seconds; the axes are those of :class:`~.cases.Case`.
 
     ``peer_windows`` are the windows at which other implementations run; None means all.
     """
@@ -38,6 +39,13 @@ class Plan:
     head_dim: int = 64
     dtype: str = "float32"
     num_globals: int = 0
+    globals_at: str = PREFIX
+    padding: int = 0
+    dropout: int = 0
+    is_causal: int = 0
+    dilation: int = 1
+    key_heads: int | None = None
+    graph: int = 0
     device: str = "cpu"
     threads: int | None = None
     cell_seconds: float = 3.0
@@ -45,27 +53,15 @@ class Plan:
     peer_windows: Sequence[int] | None = None
     time_limit: float | None = None
 
-    @classmethod
-    def quick(cls, device: str) -> Plan:
-        """Ends within three minutes on two cores: four heads, five lengths, and no call longer than a few seconds."""
-        return cls(
-            lengths=(1024, 2048, 4096, 8192, 16384),
-            heads=4,
-            device=device,
-            cell_seconds=0.3,
-            max_call_seconds=1.5,
-            peer_windows=(512,),
-            time_limit=160.0,
-        )
-
     def validate(self) -> None:
         """Raise ValueError for axes that cannot be."""
         for name, allowed in (("providers", PROVIDERS), ("directions", DIRECTIONS)):
             unknown = [value for value in getattr(self, name) if value not in allowed]
             if unknown:
                 raise ValueError(f"{name}: got {', '.join(unknown)}, expected some of {', '.join(allowed)}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype}, expected one of {', '.join(DTYPES)}.")
+        for name, expected in (("dtype", DTYPES), ("globals_at", PLACES)):
+            if getattr(self, name) not in expected:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected one of {', '.join(expected)}.")
         for name in ("lengths", "windows"):
             values = getattr(self, name)
             if not values or any(value < 1 for value in values):
@@ -73,8 +69,18 @@ class Plan:
         odd = [window for window in self.windows if window % 2]
         if odd:
             raise ValueError(f"windows: got {odd}, expected even totals of both sides, as Hugging Face's attention_window.")
-        if self.num_globals > min(self.lengths):
-            raise ValueError(f"num_globals: got {self.num_globals}, expected at most the shortest length, {min(self.lengths)}.")
+        for name in ("padding", "dropout"):
+            if not 0 <= getattr(self, name) <= _MOST_PERCENT:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected percent, 0 to {_MOST_PERCENT}.")
+        if self.dilation < 1:
+            raise ValueError(f"dilation: got {self.dilation}, expected at least 1, the distance between neighbouring keys.")
+        if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
+            raise ValueError(f"key_heads: got {self.key_heads}, expected a divisor of {self.heads}, the number of heads.")
+        shortest = Case("", "", min(self.lengths), None, padding=self.padding).real_len
+        if self.num_globals > shortest:
+            raise ValueError(
+                f"num_globals: got {self.num_globals}, expected at most the tokens of the shortest text, {shortest}."
+            )
 
     def _windows_of(self, provider: str) -> Sequence[int | None]:
         if not PROVIDERS[provider].is_windowed:
@@ -84,31 +90,43 @@ class Plan:
         return [window for window in sorted(self.windows) if window in self.peer_windows]
 
     def cases(self) -> Iterator[Case]:
-        """Cells in the order they run: short before long, so that long ones can be predicted; peers side by side."""
+        """Cells in the order they run: short before long, so that long ones can be predicted; peers side by side.
+
+        Full attention is one cell whatever the window and the global tokens, which it ignores.
+        """
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(Case)
+            if field.name not in ("provider", "direction", "seq_len", "window")
+        }
+        if not self.num_globals:
+            shared["globals_at"] = PREFIX
+        ignored = {**shared, "num_globals": 0, "globals_at": PREFIX, "dilation": 1}
         for length in sorted(self.lengths):
             for direction in self.directions:
                 for name in self.providers:
                     for window in self._windows_of(name):
-                        yield Case(
-                            name, direction, length, window, self.batch, self.heads, self.head_dim, self.dtype, self.num_globals
-                        )
+                        yield Case(name, direction, length, window, **(ignored if window is None else shared))
 
 
 def _predicted_seconds(case: Case, done: dict[Case, dict[str, str]]) -> float | None:
     """What one call will take, from the same provider at the longest shorter length: linear with a window, else quadratic.
 
-    A training cell that has no predecessor is not predicted.
+    The batch may differ between the two; time is taken to grow with it. A cell that has no predecessor is not predicted.
     """
     shorter = [
         other
         for other, row in done.items()
-        if row["status"] == OK and other.seq_len < case.seq_len and dataclasses.replace(other, seq_len=case.seq_len) == case
+        if row["status"] == OK
+        and other.seq_len < case.seq_len
+        and dataclasses.replace(other, seq_len=case.seq_len, batch=case.batch) == case
     ]
     if not shorter:
         return None
-    nearest = max(shorter, key=lambda other: other.seq_len)
+    nearest = max(shorter, key=lambda other: (other.seq_len, other.batch))
     power = 2 if case.window is None or case.provider == "reference" else 1
-    return float(done[nearest]["p50_ms"]) / 1e3 * (case.seq_len / nearest.seq_len) ** power
+    growth = (case.seq_len / nearest.seq_len) ** power * case.batch / nearest.batch
+    return float(done[nearest]["p50_ms"]) / 1e3 * growth
 
 
 def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | None:
@@ -118,7 +136,7 @@ def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | 
     reason = provider.why_not(case, device)
     if reason is not None:
         return reason
-    needed, free = provider.peak_bytes(case), free_bytes(device)
+    needed, free = provider.peak_bytes(case, device), free_bytes(device)
     if needed > MEMORY_SHARE * free:
         return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     predicted = _predicted_seconds(case, done)
@@ -127,33 +145,40 @@ def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | 
     return None
 
 
-def run_sweep(plan: Plan, folder: pathlib.Path, console: Console) -> bool:
-    """Measure every cell of the plan that ``folder`` does not hold yet.
+def run_sweep(plan: Plan | Sequence[Plan], folder: pathlib.Path, console: Console) -> bool:
+    """Measure every cell of one plan, or of several in turn, that ``folder`` does not hold yet.
+
+    Several plans share a device, a number of threads and a time limit, those of the first.
 
     Returns:
-        Whether the plan was finished; False when the time limit came first.
+        Whether the plans were finished; False when the time limit came first.
 
     Raises:
-        ValueError: the plan or the folder does not fit.
+        ValueError: a plan or the folder does not fit.
         KeyboardInterrupt: the user stopped it; every finished row is on disk.
     """
-    plan.validate()
+    plans = [plan] if isinstance(plan, Plan) else list(plan)
+    for each in plans:
+        each.validate()
+    first = plans[0]
     record = Record(folder)
     done = record.finished()
-    origin = provenance(torch.device(plan.device))
-    if plan.threads is not None:
-        origin["threads"] = str(plan.threads)
-    cases = list(plan.cases())
-    deadline = None if plan.time_limit is None else time.monotonic() + plan.time_limit
-    worker = Worker(plan.device, plan.threads, measure)
+    origin = provenance(torch.device(first.device))
+    if first.threads is not None:
+        origin["threads"] = str(first.threads)
+    # The first plan that names a cell decides its limits.
+    cells = {case: each for each in reversed(plans) for case in each.cases()}
+    cases = list(dict.fromkeys(case for each in plans for case in each.cases()))
+    deadline = None if first.time_limit is None else time.monotonic() + first.time_limit
+    worker = Worker(first.device, first.threads, measure)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console.print(f"{len(cases)} cells on {origin['device']}, {sum(case in done for case in cases)} done before: {record.path}")
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cases))
             for case in cases:
-                progress.update(task, description=_label(case))
-                if case not in done and not _run_cell(case, plan, record, done, worker, origin, deadline, console):
+                progress.update(task, description=label(case))
+                if case not in done and not _run_cell(case, cells[case], record, done, worker, origin, deadline, console):
                     return False
                 progress.advance(task)
     finally:
@@ -185,20 +210,49 @@ def _run_cell(
     record.append(case, status, origin, measurement, reason)
     done[case] = {"status": status, "p50_ms": "" if measurement is None else str(measurement.p50_ms)}
     if status != OK:
-        console.print(f"[yellow]{_label(case)}: {status}: {reason}")
+        console.print(f"[yellow]{label(case)}: {status}: {reason}")
     return True
 
 
-def _label(case: Case) -> str:
-    window = "full" if case.window is None else f"window {case.window}"
-    return f"{case.provider} {case.direction} {case.seq_len} {window}"
+def label(case: Case) -> str:
+    """A cell in a line: what it is always, and what is not usual of it."""
+    words = [case.provider, case.direction, str(case.seq_len), "full" if case.window is None else f"window {case.window}"]
+    if case.batch > 1:
+        words.append(f"batch {case.batch}")
+    if case.num_globals:
+        words.append(f"{case.num_globals} globals" + ("" if case.globals_at == PREFIX else f" {case.globals_at}"))
+    for name in ("padding", "dropout"):
+        if getattr(case, name):
+            words.append(f"{name} {getattr(case, name)} %")
+    if case.is_causal:
+        words.append("causal")
+    if case.step > 1:
+        words.append(f"dilation {case.dilation}")
+    return " ".join([*words, "in a graph"] if case.graph else words)
 
 
-def unavailable(plan: Plan) -> dict[str, str]:
-    """Providers of the plan that can run none of its cells, each with its reason."""
+def _runnable(plans: Plan | Sequence[Plan]) -> tuple[dict[str, str], set[str]]:
+    """(first reason of each provider that some cell does not suit, providers that can run some cell)."""
     reasons: dict[str, str] = {}
-    for name in plan.providers:
-        found = [PROVIDERS[name].why_not(case, torch.device(plan.device)) for case in plan.cases() if case.provider == name]
-        if found and all(reason is not None for reason in found):
-            reasons[name] = str(found[0])
-    return reasons
+    runs: set[str] = set()
+    for plan in [plans] if isinstance(plans, Plan) else plans:
+        plan.validate()
+        for case in plan.cases():
+            reason = PROVIDERS[case.provider].why_not(case, torch.device(plan.device))
+            if reason is None:
+                runs.add(case.provider)
+            else:
+                reasons.setdefault(case.provider, reason)
+    return reasons, runs
+
+
+def unavailable(plans: Plan | Sequence[Plan]) -> dict[str, str]:
+    """Providers that can run none of the cells that name them, each with its first reason."""
+    reasons, runs = _runnable(plans)
+    return {name: reason for name, reason in reasons.items() if name not in runs}
+
+
+def notes(plans: Plan | Sequence[Plan]) -> dict[str, str]:
+    """What the providers that run compute otherwise than the rest."""
+    _, runs = _runnable(plans)
+    return {name: PROVIDERS[name].note for name in PROVIDERS if name in runs and PROVIDERS[name].note}

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "longformer_triton"
 ROOMS = ("kernels", "model", "heads", "tokenization", "bench")
-COMMANDS = ("cli", "cli_common", "cli_bench", "cli_kernels", "cli_tasks", "cli_checkpoints", "cli_pretrain")
+COMMANDS = ("cli", "cli_common", "cli_bench", "cli_kernels", "cli_tasks", "cli_checkpoints", "cli_pretrain", "cli_results")
 NOT_PACKAGED = {"tests", "notebooks", "docs", "build", "dist"}
 MODULES = sorted(
     path
@@ -223,6 +223,7 @@ ALLOWED = {
     "cli.py": {*COMMANDS},
     "cli_common.py": set(),
     "cli_bench.py": {"bench", "cli_common"},
+    "cli_results.py": {"bench", "cli_common"},
     "cli_kernels.py": {"kernels", "bench", "cli_common"},
     "cli_tasks.py": {"heads", "tokenization"},
     "cli_checkpoints.py": {"model", "heads", "cli_common"},

@@ -5,8 +5,12 @@ import re
 
 import pytest
 
+from longformer_triton.bench import readme
+from longformer_triton.bench.report import documents
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "bench" / "results"
 
 
 def blocks(language):
@@ -37,10 +41,27 @@ def test_linked_files_exist(target):
     assert (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("name", ["core", "model"])
-def test_the_measured_tables_are_the_recorded_ones(name):
-    table = re.search(rf"<!-- {name} table: begin -->\n(.*?)<!-- {name} table: end -->", README, flags=re.S).group(1)
-    assert table == (ROOT / "bench" / "results" / f"cpu-{name}" / f"{name}.md").read_text()
+def test_blocks_of_the_readme_are_the_recorded_files():
+    assert {"core table", "model table"} <= set(readme.blocks(README))
+    assert readme.updated(README, RESULTS) == README, "run: longformer-triton bench readme"
+
+
+def test_no_measured_number_is_typed_by_hand():
+    """Outside its blocks the section holds no digit, but in the names of files and commands."""
+    section = re.search(r"^## Measured\n(.*?)^## ", README, flags=re.M | re.S).group(1)
+    typed = re.sub(r"\]\([^)]*\)|`[^`]*`", "", readme.without_blocks(section))
+    assert not re.findall(r"[^\n]*\d[^\n]*", typed)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in RESULTS.glob("*/results.csv")), ids=lambda folder: folder.name
+)
+def test_recorded_tables_are_what_their_data_give(folder):
+    recorded = {name: text for name, text in documents(folder).items() if (folder / name).exists()}
+    for name, text in recorded.items():
+        assert (folder / name).read_text() == text, f"run: longformer-triton bench report {folder.relative_to(ROOT)}"
+    if not recorded:
+        pytest.skip("this folder's data were recorded without a table")
 
 
 def test_no_text_file_names_a_folder_of_one_machine():

@@ -1,12 +1,15 @@
 """``bench gpu`` runs its steps in order, stops when time is up, and goes on from there."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from rich.console import Console
 
-from longformer_triton.bench import gpu
+from longformer_triton.bench import gpu, suites
 
 
 @pytest.fixture
@@ -51,8 +54,60 @@ def test_what_is_not_well_is_remembered_and_does_not_stop_the_rest(tmp_path, mon
 def test_the_steps_begin_with_correctness():
     names = [name for name, _ in gpu.steps()]
     assert names[:2] == ["doctor", "tests"]
-    assert sum(name.startswith("sweep") for name in names) == 33
-    assert names.index("tests") < min(names.index(name) for name in names if name.startswith("sweep"))
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("sweep") for name in names) == 2 * 4 * 11
+    measured = [index for index, name in enumerate(names) if name.startswith(("graph", "sweep"))]
+    assert names.index("tests") < min(measured)
+    assert names[max(measured) + 1 :] == ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest"]
+
+
+def test_sweeps_cover_the_axes_and_put_cheap_cells_first():
+    plans = dict(suites.gpu_plans())
+    cells = [case for plan in plans.values() for case in plan.cases()]
+    sweeps = [case for case in cells if not case.graph]
+    assert {case.window for case in sweeps if case.window} == {128, 512, 2048}
+    assert {case.seq_len for case in sweeps} == {2**power for power in range(10, 21)}
+    assert all(case.seq_len * case.batch >= 65536 for case in sweeps)
+    windowed = {(case.num_globals, case.globals_at) for case in sweeps if case.window}
+    assert windowed == {(0, "prefix"), (1, "prefix"), (64, "prefix"), (64, "scattered")}
+    assert {case.dropout for case in sweeps} == {0, 10}
+    assert {case.direction for case in sweeps} == {"forward", "forward+backward"}
+    assert {"ours-triton", "varlen", "flex-tuned", "natten", "xformers", "flash-attn", "sdpa-cudnn"} <= {
+        c.provider for c in sweeps
+    }
+    lengths = [case.seq_len for name, plan in plans.items() if name.startswith("sweep, 1 globals") for case in plan.cases()]
+    assert lengths[: len(lengths) // 2] == sorted(lengths[: len(lengths) // 2])
+    in_graphs = [case for case in cells if case.graph]
+    assert {(case.provider, case.seq_len, case.batch) for case in in_graphs} == {("ours-triton", 4096, 1)}
+
+
+def test_sweeps_share_a_folder_that_the_suite_goes_on_in(tmp_path, monkeypatch):
+    ran = []
+
+    def stand_in(plan, folder, console):
+        folder.mkdir(exist_ok=True)
+        ran.append(folder)
+        return plan.time_limit == 7.0
+
+    monkeypatch.setattr(gpu, "run_sweep", stand_in)
+    steps = dict(gpu.steps())
+    console = Console(quiet=True)
+    assert steps["sweep, 0 globals, 1024 tokens"](tmp_path, console, 7.0) is True
+    assert steps["sweep, 64 scattered globals, 1024 tokens, dropout 10 %"](tmp_path, console, 1.0) is None
+    assert ran == [tmp_path / "sweep"] * 2
+    assert suites.suite_of(tmp_path / "sweep") == "gpu"
+
+
+def test_correctness_needs_neither_transformers_nor_assets():
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "from longformer_triton.bench import gpu\n"
+        "names = [name for name, _ in gpu.steps()]\n"
+        "assert names[0] == 'doctor' and 'LONGFORMER_TEST_ASSETS' not in __import__('os').environ"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LONGFORMER_TEST_ASSETS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_keep_what_they_print(tmp_path):

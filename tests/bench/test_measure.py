@@ -76,8 +76,3 @@ def test_peak_memory_is_exact():
         torch.empty(2**18, dtype=torch.int8)
 
     assert peak_extra_bytes(hold_one_and_a_half_mib, CPU) == 2**20 + 2**19
-
-
-def test_flex_says_why_it_cannot_train_on_a_cpu():
-    assert PROVIDERS["flex"].why_not(small_case("flex", TRAINING), CPU) == "no backward on CPUs"
-    assert "projections" in PROVIDERS["flex"].why_not(small_case("flex", num_globals=1), CPU)

@@ -5,7 +5,6 @@ import pytest
 from typer.testing import CliRunner
 
 from longformer_triton.bench.cases import FORWARD, TRAINING, Case
-from longformer_triton.bench.compare import pair_up
 from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.plot import draw_all, fitted_exponent, load
 from longformer_triton.bench.record import OK, SKIPPED, Record
@@ -80,15 +79,6 @@ def test_pictures_come_from_the_csv_alone(tmp_path):
 def test_skipped_cells_are_not_drawn(tmp_path):
     fill(tmp_path)
     assert set(load(tmp_path)["provider"]) == {"ours-torch", "sdpa"}
-
-
-def test_compare_gives_ratios_and_calls_overlap_no_difference(tmp_path):
-    fill(tmp_path / "a")
-    fill(tmp_path / "b", factor=2.0)
-    fill(tmp_path / "c", factor=1.05)
-    assert pair_up(tmp_path / "a", tmp_path / "b")["ratio"].to_numpy() == pytest.approx(2.0)
-    assert not pair_up(tmp_path / "a", tmp_path / "b")["overlap"].any()
-    assert pair_up(tmp_path / "a", tmp_path / "c")["overlap"].all()
 
 
 def run(*arguments):

@@ -10,7 +10,8 @@ from longformer_triton.bench import sweep as sweep_module
 from longformer_triton.bench.cases import FORWARD, Case
 from longformer_triton.bench.measure import Measurement, measure
 from longformer_triton.bench.record import DIED, OK, OUT_OF_MEMORY, SKIPPED, Record
-from longformer_triton.bench.sweep import Plan, run_sweep, unavailable, why_skip
+from longformer_triton.bench.suites import quick
+from longformer_triton.bench.sweep import Plan, label, run_sweep, unavailable, why_skip
 from longformer_triton.bench.worker import Worker
 
 TINY = Plan(
@@ -127,6 +128,47 @@ def test_calls_that_would_take_too_long_are_skipped_with_the_prediction():
     assert why_skip(Case("ours-torch", FORWARD, 8192, 64), plan, linear) is None
 
 
+def test_a_prediction_allows_for_another_batch():
+    plan = dataclasses.replace(TINY, max_call_seconds=1.0)
+    done = {Case("sdpa", FORWARD, 1024, None, batch=64): {"status": OK, "p50_ms": "1600"}}
+    assert why_skip(Case("sdpa", FORWARD, 4096, None, batch=2), plan, done) is None
+    assert why_skip(Case("sdpa", FORWARD, 4096, None, batch=4), plan, done).startswith("about 1.6 s a call")
+
+
+def test_several_plans_share_a_folder_and_full_attention_is_one_cell(tmp_path, console, fake_worker):
+    plans = [dataclasses.replace(TINY, lengths=(32,), num_globals=count, globals_at="scattered") for count in (0, 1, 2)]
+    assert run_sweep(plans, tmp_path, console)
+    asked = [(case.provider, case.num_globals, case.globals_at) for case in fake_worker.asked]
+    assert asked == [
+        ("ours-torch", 0, "prefix"),
+        ("sdpa", 0, "prefix"),
+        ("ours-torch", 1, "scattered"),
+        ("ours-torch", 2, "scattered"),
+    ]
+    assert set(Record(tmp_path).finished()) == set(fake_worker.asked)
+
+
+def test_a_label_names_what_is_unusual():
+    plain = Case("sdpa", FORWARD, 512, None)
+    assert label(plain) == "sdpa forward 512 full"
+    odd = Case(
+        "flex",
+        FORWARD,
+        512,
+        64,
+        2,
+        num_globals=4,
+        globals_at="scattered",
+        padding=5,
+        dropout=10,
+        is_causal=1,
+        dilation=2,
+        graph=1,
+    )
+    text = "flex forward 512 window 64 batch 2 4 globals scattered padding 5 % dropout 10 % causal dilation 2 in a graph"
+    assert label(odd) == text
+
+
 def test_skipped_cells_are_looked_at_again(tmp_path, console, fake_worker, monkeypatch):
     monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 1)
     run_sweep(TINY, tmp_path, console)
@@ -158,10 +200,11 @@ def test_peers_can_be_limited_to_some_windows():
 
 
 def test_the_quick_plan_reaches_16k_and_includes_full_attention():
-    cases = list(Plan.quick("cpu").cases())
+    (plan,) = quick("cpu")
+    cases = list(plan.cases())
     assert max(case.seq_len for case in cases) == 16384
     assert any(case.provider == "sdpa" for case in cases)
-    assert Plan.quick("cpu").time_limit < 180
+    assert plan.time_limit < 180
 
 
 @pytest.mark.parametrize(
@@ -173,9 +216,29 @@ def test_the_quick_plan_reaches_16k_and_includes_full_attention():
         ({"lengths": ()}, r"lengths: got \[\]"),
         ({"windows": (0,)}, r"windows: got \[0\]"),
         ({"windows": (7,)}, r"windows: got \[7\], expected even totals"),
-        ({"num_globals": 33}, r"num_globals: got 33, expected at most the shortest length, 32"),
+        ({"globals_at": "anywhere"}, r"globals_at: got anywhere, expected one of prefix, scattered"),
+        ({"padding": 100}, r"padding: got 100, expected percent"),
+        ({"dropout": -1}, r"dropout: got -1, expected percent"),
+        ({"dilation": 0}, r"dilation: got 0"),
+        ({"key_heads": 2}, r"key_heads: got 2, expected a divisor of 1"),
+        ({"num_globals": 20, "padding": 50}, r"num_globals: got 20, expected at most the tokens of the shortest text, 16"),
+        ({"num_globals": 33}, r"num_globals: got 33, expected at most the tokens of the shortest text, 32"),
     ],
-    ids=["provider", "direction", "dtype", "no_lengths", "window_zero", "window_odd", "too_many_globals"],
+    ids=[
+        *(
+            "provider",
+            "direction",
+            "dtype",
+            "no_lengths",
+            "window_zero",
+            "window_odd",
+            "place",
+            "padding",
+            "dropout",
+            "dilation",
+        ),
+        *("key_heads", "globals_in_padding", "too_many_globals"),
+    ],
 )
 def test_plans_that_cannot_be_are_refused_before_any_work(tmp_path, console, fake_worker, change, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,202 @@
+"""Named suites: which cells answer which question. Each may be stopped and goes on where it was; each has its pictures.
+
+On CPUs heads are few and limits short, so that all of them together end within half an hour on two cores; shares and exponents
+do not depend on the number of heads, absolute times do. On a GPU ``gpu`` is the one to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from longformer_triton.bench.cases import PREFIX, SCATTERED, TRAINING
+from longformer_triton.bench.model_sweep import ModelPlan, run_models
+from longformer_triton.bench.providers import PROVIDERS
+from longformer_triton.bench.sweep import Plan, run_sweep
+
+MODEL, MEMORY = "model", "memory"
+# Written beside the CSV, so that its pictures can be drawn again.
+SUITE_NAME = "suite.txt"
+_OURS = ("ours-triton", "ours-torch")
+_K = 1024
+
+
+def quick(device: str) -> list[Plan]:
+    """How do time and memory grow with length and window, against every peer? Three minutes on two cores."""
+    # Two more that hold all scores would say nothing that the reference does not, and the paper's chunks have a suite.
+    providers = tuple(name for name in PROVIDERS if name not in ("sdpa-math", "chunks"))
+    return [
+        Plan(
+            lengths=(_K, 2 * _K, 4 * _K, 8 * _K, 16 * _K), providers=providers, heads=4, device=device,
+            cell_seconds=0.3, max_call_seconds=1.5, peer_windows=(512,), time_limit=160.0,
+        )
+    ]  # fmt: skip
+
+
+def paper(device: str) -> list[Plan]:
+    """Figure 1 of arXiv 2004.05150: time and memory against length for full attention, chunks and ours; 3 minutes.
+
+    Full attention as in the paper, with all scores in memory, and as PyTorch fuses it today. Forward and backward.
+    """
+    return [
+        Plan(
+            lengths=(512, _K, 2 * _K, 4 * _K, 8 * _K, 16 * _K), windows=(512,), directions=(TRAINING,), heads=4, device=device,
+            providers=("sdpa-math", "sdpa", "chunks", *_OURS), cell_seconds=0.5, max_call_seconds=8.0,
+        )
+    ]  # fmt: skip
+
+
+def windows(device: str) -> list[Plan]:
+    """What does a wider window cost, and where does full attention take over? At 8192 tokens; 4 minutes on two cores."""
+    return [
+        Plan(
+            lengths=(8 * _K,), windows=tuple(2**power for power in range(6, 14)), heads=4, device=device,
+            providers=("sdpa", "flex", "chunks", "transformers", *_OURS), peer_windows=(128, 512, 2048),
+            cell_seconds=0.3, max_call_seconds=5.0,
+        )
+    ]  # fmt: skip
+
+
+def global_tokens(device: str) -> list[Plan]:
+    """What do global tokens cost, by their number and by where they are? At 16384 tokens; 6 minutes on two cores."""
+    plan = Plan(
+        lengths=(16 * _K,), windows=(512,), heads=4, device=device, providers=("sdpa", "flex", "transformers", *_OURS),
+        cell_seconds=0.5, max_call_seconds=8.0,
+    )  # fmt: skip
+    return [
+        dataclasses.replace(plan, num_globals=count, globals_at=place)
+        for count in (0, 1, 16, 64)
+        for place in ((PREFIX, SCATTERED) if count else (PREFIX,))
+    ]
+
+
+def short(device: str) -> list[Plan]:
+    """Are texts shorter than the window as cheap as they should be, alone and 32 at a time? 3 minutes on two cores."""
+    plan = Plan(
+        lengths=(64, 128, 256, 512), windows=(512,), heads=4, num_globals=1, device=device,
+        providers=("sdpa", "transformers", *_OURS), cell_seconds=0.5, max_call_seconds=8.0,
+    )  # fmt: skip
+    return [dataclasses.replace(plan, batch=batch) for batch in (1, 32)]
+
+
+def memory(device: str) -> list[Plan]:
+    """How long a text fits into a memory of a given size? 2 minutes on two cores.
+
+    A CPU that runs out of memory kills, so there the peaks of short texts are measured, which is exact, and extrapolated. On a
+    GPU the longest text is found by trying (``bench.memory``), besides.
+    """
+    return [
+        Plan(
+            lengths=(_K, 2 * _K, 3 * _K, 4 * _K), windows=(512,), device=device, cell_seconds=0.0, max_call_seconds=20.0,
+            providers=("sdpa-math", "sdpa", "chunks", "transformers", *_OURS),
+        )
+    ]  # fmt: skip
+
+
+def model(device: str) -> ModelPlan:
+    """What is left of it in a whole model? That of ``bench model``, with fewer lengths; 8 minutes on two cores."""
+    return ModelPlan(lengths=(64, 512, _K, 2 * _K, 4 * _K), device=device, cell_seconds=4.0)
+
+
+# A GPU's cells hold at least this many tokens, batch included, so that short texts fill the machine too.
+GPU_TOKENS = 65_536
+GPU_LENGTHS = tuple(2**power for power in range(10, 21))
+_GPU_PLACES = ((0, PREFIX), (1, PREFIX), (64, PREFIX), (64, SCATTERED))
+_ON_CPUS = ("ours-torch", "reference", "sdpa-math", "chunks")
+
+
+def gpu_plans(device: str = "cuda") -> Iterator[tuple[str, Plan]]:
+    """The cells of ``bench gpu`` in steps, by name: of each kind cheap ones first, and dropout after all without it."""
+    peers = tuple(name for name in PROVIDERS if name not in _ON_CPUS)
+    plan = Plan(
+        windows=(128, 512, 2048), providers=peers, dtype="bfloat16", device=device, cell_seconds=0.5, max_call_seconds=5.0,
+    )  # fmt: skip
+    for count, place in _GPU_PLACES[:2]:
+        alone = dataclasses.replace(plan, lengths=(4 * _K,), windows=(512,), providers=("ours-triton",), graph=1)
+        yield f"graph, {_named(count, place)}", dataclasses.replace(alone, num_globals=count, globals_at=place)
+    for dropout in (0, 10):
+        for count, place in _GPU_PLACES:
+            for length in GPU_LENGTHS:
+                name = f"sweep, {_named(count, place)}, {length} tokens" + (f", dropout {dropout} %" if dropout else "")
+                yield name, dataclasses.replace(
+                    plan, lengths=(length,), batch=max(1, GPU_TOKENS // length), num_globals=count, globals_at=place,
+                    dropout=dropout,
+                )  # fmt: skip
+
+
+def _named(count: int, place: str) -> str:
+    return f"{count} {'scattered ' if place == SCATTERED else ''}globals"
+
+
+def gpu(device: str) -> list[Plan]:
+    """Everything that ``bench gpu`` sweeps, in one folder: lengths to a million, globals, dropout, graphs. Hours on a GPU."""
+    return [plan for _, plan in gpu_plans(device)]
+
+
+def all_axes(device: str) -> list[Plan]:
+    """Lengths to 32k and three windows at 12 heads, against everything that runs; as long as it takes."""
+    return [Plan(device=device)]
+
+
+SUITES: dict[str, Callable[[str], Any]] = {
+    "all": all_axes,
+    "quick": quick,
+    "paper": paper,
+    "windows": windows,
+    "globals": global_tokens,
+    "short": short,
+    MODEL: model,
+    MEMORY: memory,
+    "gpu": gpu,
+}
+
+
+def plans_of(name: str, device: str, given: dict[str, Any]) -> Any:
+    """The plans of a suite with some of their fields replaced: a list of them, or the plan of ``model``.
+
+    Raises:
+        ValueError: there is no such suite, or its plans have no such field.
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite: got {name}, expected one of {', '.join(SUITES)}.")
+    made = SUITES[name](device)
+    plans = [made] if isinstance(made, ModelPlan) else made
+    fields = {field.name for field in dataclasses.fields(plans[0])}
+    unknown = sorted(set(given) - fields)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: the suite {name} has no such axis; leave the option out.")
+    plans = [dataclasses.replace(plan, **given) for plan in plans]
+    return plans[0] if isinstance(made, ModelPlan) else plans
+
+
+def run_suite(name: str, plans: Plan | Sequence[Plan] | ModelPlan, folder: pathlib.Path, console: Console) -> bool:
+    """Measure what of a suite ``folder`` does not hold yet; whether it was finished.
+
+    Raises:
+        ValueError: a plan or the folder does not fit.
+        KeyboardInterrupt: the user stopped it; every finished row is on disk.
+    """
+    try:
+        finished = run_models(plans, folder, console) if isinstance(plans, ModelPlan) else run_sweep(plans, folder, console)
+    except KeyboardInterrupt:
+        (folder / SUITE_NAME).write_text(f"{name}\n")
+        raise
+    (folder / SUITE_NAME).write_text(f"{name}\n")
+    first = plans if isinstance(plans, (Plan, ModelPlan)) else plans[0]
+    if finished and name == MEMORY and first.device.startswith("cuda"):
+        from longformer_triton.bench.memory import run_longest_attention
+
+        assert isinstance(first, Plan)
+        run_longest_attention(first, folder / "longest", console)
+    return finished
+
+
+def suite_of(folder: pathlib.Path) -> str:
+    """The suite that a folder was measured for; ``all`` where none was noted."""
+    path = folder / SUITE_NAME
+    name = path.read_text().strip() if path.exists() else "all"
+    return name if name in SUITES else "all"
