@@ -129,7 +129,7 @@ def measure_revisions(
     run: Runner = run_cli,
     announce: Callable[[str], object] = lambda _: None,
 ) -> Measured:
-    """Run ``longformer-triton bench ARGUMENTS --out ...`` on two revisions; rows that are in ``out`` already are left alone.
+    """Run a benchmark (``longformer-triton bench ...``) on two revisions; rows that are in ``out`` already are left alone.
 
     Args:
         first, second: commits, branches or tags.
