@@ -129,24 +129,26 @@ def fits(
             margin=margin,
             device=device,
         )
-        table = plan.longest() if lengths[0] is None else plan.needed(lengths[0])
+        tables = plan.longest() if lengths[0] is None else plan.needed(lengths[0])
         breakdowns = [] if lengths[0] is None or model is None else plan.breakdowns(lengths[0])
     except (ValueError, TypeError, OSError) as error:
         fail(str(error))
     console = Console()
-    console.print(_as_rich(table))
+    for name, rows in tables.items():
+        console.print(_as_rich(name, rows))
     for breakdown in breakdowns:
         typer.echo(f"\n{breakdown}")
     console.print(plan.notes(), soft_wrap=True, highlight=False)
 
 
-def _as_rich(rows: list[list[str]]) -> Table:
+def _as_rich(title: str, rows: list[list[str]]) -> Table:
     """A table of texts, the first row being the names of the columns."""
+    from rich import box
     from rich.table import Table
 
-    table = Table()
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number < 2 else "right")
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
     return table

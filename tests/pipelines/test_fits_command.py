@@ -1,0 +1,87 @@
+"""``longformer-triton fits``: its tables come from the estimate, and what is wrong is one line."""
+
+import re
+
+import pytest
+import torch
+from model_cases import TINY
+from typer.testing import CliRunner
+
+from longformer_triton import LongformerConfig, LongformerForMaskedLM, estimate_memory
+from longformer_triton.cli import app
+from longformer_triton.model.memory import longest_text
+from longformer_triton.model.memory_tables import SIZES
+
+BASE, LARGE = (LongformerConfig(**sizes) for sizes in SIZES.values())
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["fits", *map(str, arguments)], env={"COLUMNS": "100"})
+
+
+def row(result, title, label):
+    """The cells of a line of the table under ``title``."""
+    lines = result.stdout[result.stdout.index(title) :].splitlines()
+    return re.split(r"\s{2,}", next(line for line in lines if line.strip().startswith(f"{label}  ")).strip())[1:]
+
+
+def test_one_memory():
+    result = call("--memory", "24GB", "--margin", 0.05, "--dtype", "bfloat16", "--batch", 2)
+    assert result.exit_code == 0, result.output
+    options = {"margin": 0.05, "dtype": torch.bfloat16, "device": "cuda"}
+    for title, config in zip(SIZES, (BASE, LARGE), strict=True):
+        for label, flags in (("trains", {"training": True}), ("runs", {})):
+            assert row(result, title, label) == [f"{longest_text(config, '24GB', 2, **options, **flags):,}"]
+        checkpointed = longest_text(config, "24GB", 2, **options, training=True, checkpointing=True)
+        assert row(result, title, "trains, checkpointing") == [f"{checkpointed:,}"]
+    assert "not measured" in result.stdout
+    assert "5% of the memory is set aside" in " ".join(result.stdout.split())
+
+
+def test_all_memories_grow():
+    result = call()
+    assert result.exit_code == 0, result.output
+    for title in SIZES:
+        for label in ("trains", "trains, checkpointing", "runs"):
+            found = [0 if cell == "none" else int(cell.replace(",", "")) for cell in row(result, title, label)]
+            assert len(found) == 5
+            assert found == sorted(set(found))
+
+
+def test_a_length():
+    result = call("--memory", "8GB,80GB", "--length", "32k")
+    assert result.exit_code == 0, result.output
+    needed = estimate_memory(BASE, 1, 32768, training=True, device="cuda")
+    assert not needed.fits("8GB", 0.1)
+    assert row(result, "longformer-base-4096", "trains") == [f"{needed.total / 2**30:.2f}", "no", "yes"]
+
+
+def test_a_checkpoint(tmp_path):
+    LongformerForMaskedLM(LongformerConfig(**TINY)).save_pretrained(tmp_path)
+    result = call("--memory", "1MB", "--model", tmp_path, "--length", 50, "--device", "cpu", "--optimizer", "none")
+    assert result.exit_code == 0, result.output
+    expected = estimate_memory(
+        LongformerConfig(**TINY), 1, 50, training=True, optimizer=None, architecture="LongformerForMaskedLM", device="cpu"
+    )
+    assert str(expected) in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "24XB"], "24XB"),
+        (["--margin", "1"], "margin"),
+        (["--optimizer", "lion"], "optimizer"),
+        (["--dtype", "float12"], "dtype"),
+        (["--device", "tpu"], "device"),
+        (["--architecture", "BertModel"], "architecture"),
+        (["--model", "/nowhere/at/all"], "no such directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_one_line(arguments, message):
+    result = call("--length", 100, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
