@@ -86,7 +86,7 @@ def test_begins_with_a_question_and_ends_with_caveats(stored):
     assert re.search(r"^SCALE = 1$", "\n".join(cell.source for cell in code_cells(stored)[:1]), re.MULTILINE)
 
 
-@pytest.mark.parametrize("text", ["/tmp/x/results.csv", "in /home/someone/y", "'/work/main'"])
+@pytest.mark.parametrize("text", ["/tmp/x/results.csv", "in /home/someone/y", "'/opt/project/main'"])
 def test_paths_of_a_machine_are_found(text):
     assert stored_notebooks.machine_paths(text)
 
