@@ -113,5 +113,5 @@ class Plan:
             "resize_position_embeddings."
         )
 
-    def _estimate(self, config: LongformerConfig, seq_len: int, flags: dict[str, bool]) -> MemoryEstimate:
+    def _estimate(self, config: LongformerConfig, seq_len: int, flags: dict[str, Any]) -> MemoryEstimate:
         return estimate_memory(config, self.batch, seq_len, **flags, **self.options)
