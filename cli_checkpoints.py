@@ -80,9 +80,16 @@ def convert(
         typer.echo(f"next: longformer-triton pretrain --model {destination} (--help has an example)")
 
 
+def _memories(asked: str | None) -> tuple[str, ...]:
+    """The columns of ``fits``: one memory stands before the usual ones, several stand alone."""
+    given = () if asked is None else tuple(asked.split(","))
+    return given if len(given) > 1 else (*given, *(usual for usual in _MEMORIES if usual not in given))
+
+
 def fits(
     memory: Annotated[
-        str | None, typer.Option(help="Memory such as 24GB or 80GiB, several with commas; the default is 8 to 80GB.")
+        str | None,
+        typer.Option(help="Memory such as 24GB, which comes before the usual 8 to 80GB; several with commas: these alone."),
     ] = None,
     model: Annotated[
         str | None,
@@ -119,7 +126,7 @@ def fits(
         raise typer.BadParameter(f"got {length!r}, expected one number", param_hint="--length")
     try:
         plan = memory_tables.Plan.of(
-            tuple(_MEMORIES if memory is None else memory.split(",")),
+            _memories(memory),
             model,
             batch=batch,
             dtype=dtype,

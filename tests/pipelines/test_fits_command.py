@@ -25,15 +25,17 @@ def row(result, title, label):
     return re.split(r"\s{2,}", next(line for line in lines if line.strip().startswith(f"{label}  ")).strip())[1:]
 
 
-def test_one_memory():
+def test_one_memory_and_the_usual_ones_beside_it():
     result = call("--memory", "24GB", "--margin", 0.05, "--dtype", "bfloat16", "--batch", 2)
     assert result.exit_code == 0, result.output
     options = {"margin": 0.05, "dtype": torch.bfloat16, "device": "cuda"}
     for title, config in zip(SIZES, (BASE, LARGE), strict=True):
         for label, flags in (("trains", {"training": True}), ("runs", {})):
-            assert row(result, title, label) == [f"{longest_text(config, '24GB', 2, **options, **flags):,}"]
+            memories = ("24GB", "8GB", "16GB", "48GB", "80GB")
+            found = [longest_text(config, memory, 2, **options, **flags) for memory in memories]
+            assert row(result, title, label) == [f"{tokens:,}" if tokens else "none" for tokens in found]
         checkpointed = longest_text(config, "24GB", 2, **options, training=True, checkpointing=True)
-        assert row(result, title, "trains, checkpointing") == [f"{checkpointed:,}"]
+        assert row(result, title, "trains, checkpointing")[0] == f"{checkpointed:,}"
     assert "not measured" in result.stdout
     assert "5% of the memory is set aside" in " ".join(result.stdout.split())
 
