@@ -89,7 +89,10 @@ class Dropout:
         # elements that bytes of their own would be. (Low byte first: so do the processors that PyTorch runs on.)
         halves = workspace.take("halves", call, *shape)
         for odd in range(2):
-            torch.bitwise_right_shift(words, 16, out=halves) if odd else torch.bitwise_and(words, 0xFFFF, out=halves)
+            if odd:
+                torch.bitwise_right_shift(words, 16, out=halves)
+            else:
+                torch.bitwise_and(words, 0xFFFF, out=halves)
             eight = halves[:, 0]
             for c in range(1, 4):
                 eight |= halves[:, c].bitwise_left_shift_(16 * c)

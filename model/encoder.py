@@ -76,8 +76,7 @@ class LongformerLayer(nn.Module):
         """Both halves at once where nobody listens in between; a compiler decides by itself what to keep for backward."""
         intermediate, output, activation = self.intermediate, self.output, name_of(self.intermediate.activation)
         is_plain_pair = (
-            activation is not None
-            and is_plain(intermediate, LongformerIntermediate)
+            is_plain(intermediate, LongformerIntermediate)
             and is_plain(output, LongformerOutput)
             and is_plain_linear(intermediate.dense)
             and is_plain_linear(output.dense)
