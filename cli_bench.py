@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longformer_triton.cli_common import Device, Folder, Threads, device_or_best, fail, numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -25,6 +30,18 @@ def prepare_bench() -> None:
     missing = [name for name in _BENCH_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         fail(f"{', '.join(missing)}: not installed; run: pip install 'longformer-triton[bench]'")
+
+
+@contextlib.contextmanager
+def _resumable(out: pathlib.Path, console: Console) -> Iterator[None]:
+    """Errors as one line; an interruption says how to go on."""
+    try:
+        yield
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
+        raise typer.Exit(130) from None
 
 
 @bench.command()
@@ -100,7 +117,7 @@ def sweep(
         "max_call_seconds": max_call_seconds,
     }
     console = Console()
-    try:
+    with _resumable(out, console):
         plans = plans_of(name, device_or_best(device), {key: value for key, value in given.items() if value is not None})
         swept = [] if name == "model" else plans
         for provider, reason in unavailable(swept).items():
@@ -108,11 +125,6 @@ def sweep(
         for provider, note in notes(swept).items():
             console.print(f"note: {provider}: {note}")
         finished = run_suite(name, plans, out, console)
-    except ValueError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
-        raise typer.Exit(130) from None
     if not finished:
         console.print("the time limit came first; the same command resumes.")
     _draw(out)
@@ -193,16 +205,11 @@ def model(
     }
     console = Console()
     plan = ModelPlan(device=device_or_best(device), **{name: value for name, value in given.items() if value is not None})
-    try:
+    with _resumable(out, console):
         finished = run_models(plan, out, console)
         console.print(as_table(findings(load_models(out))))
         for path in draw_and_describe(out):
             typer.echo(str(path))
-    except ValueError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
-        raise typer.Exit(130) from None
     if not finished:
         console.print("the time limit came first; the same command resumes.")
 
