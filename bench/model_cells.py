@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from longformer_triton.bench.measure import peak_extra_bytes, percentiles
 
 FORWARD, TRAINING = "forward", "training step"
 DIRECTIONS = (FORWARD, TRAINING)
-_FEWEST, _MOST = 3, 30
 _VOCABULARY, _FIRST_WORD = 50265, 5
 # Rounding of twelve layers in each dtype; what it lets through is far from what a wrong mask does.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -41,6 +40,14 @@ class ModelCase:
     heads: int = 12
     head_dim: int = 64
     dtype: str = "float32"
+
+    @property
+    def static_bytes(self) -> int:
+        """About what the model takes between two calls: weights, and in training their gradients and AdamW's two averages."""
+        width = self.heads * self.head_dim
+        # Twelve width^2 in a layer, and three more in the projections of global tokens
+        parameters = width * (_VOCABULARY + self.seq_len + self.layers * 15 * width)
+        return parameters * DTYPES[self.dtype].itemsize * (4 if self.direction == TRAINING else 1)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -193,65 +200,54 @@ class ModelCell:
         return (time.perf_counter() - start) * 1e3
 
 
-def _errors(cells: Sequence[ModelCell]) -> dict[str, float | None]:
-    """By provider, the distance of its logits from transformers'.
+class Prepared(NamedTuple):
+    """What is known of a model before it is timed."""
+
+    logits: Tensor  # (batch, num_labels) float64, without dropout
+    first_call_ms: float
+    peak_bytes: int
+
+
+class ModelSession:
+    """One model in a process of its own: a case builds it, None times one call. Weights are the same in every process."""
+
+    def __init__(self) -> None:
+        self._cell: ModelCell | None = None
+
+    def __call__(self, case: ModelCase | None, device: torch.device, seconds: float) -> Prepared | float:  # noqa: ARG002
+        """Prepare a model for ``case``, or give the milliseconds of one call (``None``) of the one that was prepared."""
+        if case is None:
+            assert self._cell is not None, "a model is prepared before it is timed"
+            return self._cell.time_once()
+        torch.manual_seed(0)
+        state = MODELS[OURS].build(dataclasses.replace(case, window=case.window or 2), None).state_dict()
+        self._cell = ModelCell(case, device, state)
+        peak = peak_extra_bytes(functools.partial(self._cell.call, keep_gradients=True), device)
+        return Prepared(self._cell.logits, self._cell.first_call_ms, peak)
+
+
+def error_of(case: ModelCase, logits: Tensor, expected: Tensor) -> float:
+    """The distance of a model's logits from those expected, as a share of the largest.
 
     Raises:
-        WrongAnswerError: a windowed model's are further away than rounding explains.
+        WrongAnswerError: they are further away than rounding explains.
     """
-    expected = next((cell.logits for cell in cells if cell.case.provider == PEER), None)
-    errors: dict[str, float | None] = {}
-    for cell in cells:
-        if expected is None or not MODELS[cell.case.provider].is_windowed:
-            errors[cell.case.provider] = None
-            continue
-        error = ((cell.logits - expected).abs().max() / expected.abs().max()).item()
-        if not error <= _TOLERANCE[DTYPES[cell.case.dtype]]:
-            raise WrongAnswerError(f"logits of {cell.case.provider} are {error:.1e} of the largest away from transformers'")
-        errors[cell.case.provider] = float(f"{error:.2e}")
-    return errors
+    error = ((logits - expected).abs().max() / expected.abs().max()).item()
+    if not error <= _TOLERANCE[DTYPES[case.dtype]]:
+        raise WrongAnswerError(f"logits of {case.provider} are {error:.1e} of the largest away from transformers'")
+    return float(f"{error:.2e}")
 
 
-def measure_together(cases: Sequence[ModelCase], device: torch.device, seconds: float) -> dict[str, ModelMeasurement]:
-    """Measure cells that differ in their provider alone, each once a round, so that a noisy machine is unfair to none.
-
-    Args:
-        cases: one for each provider.
-        device: where.
-        seconds: of rounds for each provider; there are three rounds at least.
-
-    Raises:
-        WrongAnswerError: models with the same weights and masks disagree.
-        torch.OutOfMemoryError: as the device says.
-    """
-    torch.manual_seed(0)
-    window = next((case.window for case in cases if case.window is not None), 2)
-    state = MODELS[OURS].build(dataclasses.replace(cases[0], window=window), None).state_dict()
-    cells = [ModelCell(case, device, state) for case in cases]
-    errors = _errors(cells)
-    peaks = [peak_extra_bytes(functools.partial(cell.call, keep_gradients=True), device) for cell in cells]
-    samples: list[list[float]] = [[] for _ in cells]
-    deadline = time.perf_counter() + seconds * len(cells)
-    for finished in range(_MOST):
-        if finished >= _FEWEST and time.perf_counter() > deadline:
-            break
-        for cell, times in zip(cells, samples, strict=True):
-            times.append(cell.time_once())
-    return {
-        cell.case.provider: _summarise(cell, times, peak, errors[cell.case.provider])
-        for cell, times, peak in zip(cells, samples, peaks, strict=True)
-    }
-
-
-def _summarise(cell: ModelCell, samples_ms: list[float], peak_bytes: int, error: float | None) -> ModelMeasurement:
+def summarise(case: ModelCase, prepared: Prepared, samples_ms: list[float], error: float | None) -> ModelMeasurement:
+    """A row's numbers."""
     p20, median, p80 = percentiles(samples_ms)
     return ModelMeasurement(
         p20_ms=round(p20, 3),
         p50_ms=round(median, 3),
         p80_ms=round(p80, 3),
         repeats=len(samples_ms),
-        first_call_ms=round(cell.first_call_ms, 3),
-        peak_extra_mib=round(peak_bytes / 2**20, 3),
-        tokens_per_second=round(cell.case.batch * cell.case.seq_len / median * 1e3, 2),
+        first_call_ms=round(prepared.first_call_ms, 3),
+        peak_extra_mib=round(prepared.peak_bytes / 2**20, 3),
+        tokens_per_second=round(case.batch * case.seq_len / median * 1e3, 2),
         relative_error=error,
     )

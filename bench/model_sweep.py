@@ -19,9 +19,10 @@ from longformer_triton.bench.model_cells import (
     UNABSORBED,
     ModelCase,
     ModelMeasurement,
-    measure_together,
+    ModelSession,
 )
-from longformer_triton.bench.record import OK, SKIPPED, Record
+from longformer_triton.bench.model_rounds import measure_in_turns, that_fit
+from longformer_triton.bench.record import DIED, OK, OUT_OF_MEMORY, SKIPPED, Record
 from longformer_triton.bench.sweep import MEMORY_SHARE
 from longformer_triton.bench.worker import Worker
 
@@ -85,22 +86,35 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     reason = MODELS[case.provider].why_not()
     if reason is not None:
         return reason
+    nearest = _longest_shorter(case, done)
+    if nearest is None:
+        return None
+    growth = case.seq_len / nearest.seq_len
+    seconds = float(done[nearest]["p50_ms"]) / 1e3 * growth ** (1 if case.window else 2)
+    if seconds > plan.max_call_seconds:
+        return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
+    needed, free = _active_bytes(case, done) / 2**30, free_bytes(torch.device(plan.device)) / 2**30
+    if needed > MEMORY_SHARE * free:
+        return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
+    return None
+
+
+def _longest_shorter(case: ModelCase, done: dict[ModelCase, dict[str, str]]) -> ModelCase | None:
+    """The finished cell that is like this one but for a shorter text, the longest of them."""
     shorter = [
         other
         for other, row in done.items()
         if row["status"] == OK and dataclasses.replace(other, seq_len=case.seq_len) == case and other.seq_len < case.seq_len
     ]
-    if not shorter:
-        return None
-    nearest = max(shorter, key=lambda other: other.seq_len)
-    growth = case.seq_len / nearest.seq_len
-    seconds = float(done[nearest]["p50_ms"]) / 1e3 * growth ** (1 if case.window else 2)
-    if seconds > plan.max_call_seconds:
-        return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
-    needed, free = float(done[nearest]["peak_extra_mib"]) * growth / 1024, free_bytes(torch.device(plan.device)) / 2**30
-    if needed > MEMORY_SHARE * free:
-        return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
-    return None
+    return max(shorter, key=lambda other: other.seq_len, default=None)
+
+
+def _active_bytes(case: ModelCase, done: dict[ModelCase, dict[str, str]]) -> float:
+    """The memory that one call will take beyond the model, foreseen from a shorter text; 0 if nothing is known."""
+    nearest = _longest_shorter(case, done)
+    if nearest is None:
+        return 0.0
+    return float(done[nearest]["peak_extra_mib"]) * 2**20 * case.seq_len / nearest.seq_len
 
 
 def run_models(plan: ModelPlan, folder: pathlib.Path, console: Console) -> bool:
@@ -129,7 +143,7 @@ def run_models(plan: ModelPlan, folder: pathlib.Path, console: Console) -> bool:
                     return False
                 progress.advance(task)
     finally:
-        sweep.worker.stop()
+        sweep.stop()
     return True
 
 
@@ -141,7 +155,7 @@ class _Sweep:
         self.origin = provenance(torch.device(plan.device))
         if plan.threads is not None:
             self.origin["threads"] = str(plan.threads)
-        self.worker = Worker(plan.device, plan.threads, measure_together)
+        self.workers: dict[ModelCase, Worker] = {}
         self.deadline = None if plan.time_limit is None else time.monotonic() + plan.time_limit
 
     def run_group(self, group: Sequence[ModelCase]) -> bool:
@@ -154,23 +168,31 @@ class _Sweep:
                 self.console.print(f"[yellow]{case.provider}, {case.direction}, {case.seq_len} tokens: skipped: {reason}")
             elif case not in self.done:
                 runnable.append(case)
-        return not runnable or self._measure(runnable)
+        active = {case: _active_bytes(case, self.done) for case in runnable}
+        free = MEMORY_SHARE * free_bytes(torch.device(self.plan.device))
+        return all(self._measure(cases) for cases in that_fit(runnable, active, free))
 
     def _measure(self, cases: Sequence[ModelCase]) -> bool:
-        outcome = self.worker.run(list(cases), self.plan.cell_seconds, self.deadline)
-        # A process of its own for each group: memory that an earlier one left to the allocator spares the next one page faults,
-        # which are about 40 % of the time of implementations that make large intermediates.
-        self.worker.stop()
-        if outcome is None:
+        self.workers = {case: Worker(self.plan.device, self.plan.threads, ModelSession()) for case in cases}
+        outcomes = measure_in_turns(self.workers, self.plan.cell_seconds, self.deadline)
+        self.stop()
+        if outcomes is None:
             return False
-        status, reason, measured = outcome
-        if status != OK and len(cases) > 1:
-            # One of them spoilt it for all: each gets its own verdict.
-            self.console.print(f"[yellow]{status}: {reason}; each again, alone")
-            return all(self._measure([case]) for case in cases)
+        alone: list[ModelCase] = []
         for case in cases:
-            self.record.append(case, status, self.origin, None if measured is None else measured[case.provider], reason)
+            status, reason, measured = outcomes[case]
+            if len(cases) > 1 and status in (DIED, OUT_OF_MEMORY):
+                # The others' models may have taken what this one needed.
+                self.console.print(f"[yellow]{case.provider}, {case.seq_len} tokens: {status}: {reason}; again, alone")
+                alone.append(case)
+                continue
+            self.record.append(case, status, self.origin, measured, reason)
             if status != OK:
                 self.console.print(f"[yellow]{case.provider}, {case.direction}, {case.seq_len} tokens: {status}: {reason}")
         self.done = self.record.finished()
-        return True
+        return all(self._measure([case]) for case in alone)
+
+    def stop(self) -> None:
+        """End the processes of the cells that are being measured."""
+        for worker in self.workers.values():
+            worker.stop()

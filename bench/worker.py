@@ -12,6 +12,7 @@ from typing import Any
 from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, WRONG
 
 _POLL_SECONDS = 0.1
+_LEAVING_SECONDS = 10.0
 
 # A status, the reason when it is not OK, and what was measured.
 Outcome = tuple[str, str, Any]
@@ -63,6 +64,7 @@ class Worker:
         self._serve = serve
         self._process: Any = None
         self._connection: Any = None
+        self._is_busy = False
 
     def _start(self) -> None:
         # Spawned, not forked: a fork of a process that has used torch's threads or a GPU does not work.
@@ -77,10 +79,13 @@ class Worker:
         if self._process is None or not self._process.is_alive():
             self._start()
         self._connection.send((case, cell_seconds))
+        self._is_busy = True
         while True:
             try:
                 if self._connection.poll(_POLL_SECONDS):
-                    return self._connection.recv()
+                    outcome: Outcome = self._connection.recv()
+                    self._is_busy = False
+                    return outcome
             except (EOFError, ConnectionResetError):
                 self._process.join()
                 code = self._process.exitcode
@@ -92,10 +97,13 @@ class Worker:
                 return None
 
     def stop(self) -> None:
-        """End the child, whatever it is doing."""
-        if self._process is not None and self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        """End the child: an idle one leaves by itself, and so cleans up; a busy one is terminated."""
         if self._connection is not None:
             self._connection.close()
+        if self._process is not None:
+            self._process.join(0 if self._is_busy else _LEAVING_SECONDS)
+            if self._process.is_alive():
+                self._process.terminate()
+            self._process.join()
         self._process = self._connection = None
+        self._is_busy = False

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, gelu
 from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.initial import resized_rows
 from longformer_triton.model.longformer import LongformerModel
 from longformer_triton.model.outputs import LongformerMaskedLMOutput
@@ -26,7 +27,7 @@ class LongformerLMHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(batch, seq_len, hidden_size) -> (batch, seq_len, vocab_size)."""
-        return self.decoder(self.layer_norm(gelu(self.dense(hidden_states))))
+        return apply_linear(self.decoder, self.layer_norm(gelu(apply_linear(self.dense, hidden_states))))
 
 
 class LongformerForMaskedLM(LongformerPreTrainedModel):

@@ -200,6 +200,7 @@ def attention_forward(
                 tile_out, tile_lse, _ = forward_tile(blocks.rows_of(blocks.query, queries), key_sets, scale, workspace)
                 strand_out[:, queries] = tile_out
                 strand_lse[:, queries] = tile_lse
+            del blocks
         for unseen in _unseen(sample, pattern.seq_len):
             sample_out[:, unseen] = 0
             sample_lse[:, unseen] = -torch.inf
@@ -239,7 +240,10 @@ def attention_backward(
             for strand in strands(pattern, sample, window[0].shape[1], window[1].shape[1]):
                 blocks = _Blocks(window, pattern, sample, strand, dead, dropout, workspace)
                 _strand_backward(blocks, grad_out[number], sample_grad_lse, out[number], lse[number], scale, sums)
+                # Before the next are made: in half precision, these are a sample's states in float32.
+                del blocks
             sums.store()
+            del sums
         if rows is not None and any(row_needs):
             sums = Accumulator(rows, grads[3:], row_needs, number)
             for block in global_rows.blocks(rows, sample, dropout):
@@ -248,6 +252,7 @@ def attention_backward(
                 saved = (out[number][index], lse[number][index], None)
                 global_rows.backward_block(block, given, saved, scale, sums, workspace)
             sums.store()
+            del sums
 
 
 def _dense_backward(

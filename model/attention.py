@@ -15,7 +15,9 @@ from longformer_triton.kernels import (
     sliding_window_attention,
 )
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.plain import is_plain_linear
+from longformer_triton.model.residual import add_dropped
 
 Maps = tuple[Tensor, "Tensor | None"]
 GLOBAL_PROJECTIONS = ("query_global", "key_global", "value_global")
@@ -81,7 +83,7 @@ class AttentionComputation:
         Returns:
             context (batch, seq_len, heads * head_dim), and with ``output_attentions`` the local and the global map.
         """
-        query, key, value = (self._split(linear(hidden_states)) for linear in (self.query, self.key, self.value))
+        query, key, value = (self._split(apply_linear(linear, hidden_states)) for linear in (self.query, self.key, self.value))
         options: dict[str, Any] = {}
         if self.training and self.dropout > 0:
             # One seed for both parts, so that absorbed projections drop what the others would.
@@ -96,7 +98,7 @@ class AttentionComputation:
             if output_attentions:
                 maps = attention_probabilities(query, key, pattern)
         else:
-            query_global = self._split(self.query_global(pattern.gather_global(hidden_states)))
+            query_global = self._split(apply_linear(self.query_global, pattern.gather_global(hidden_states)))
             if not output_attentions and self._absorb(pattern, query.shape[1], hidden_states.shape[2]):
                 context = sliding_window_attention(query, key, value, pattern=pattern, **options)
                 assert isinstance(context, Tensor)
@@ -104,7 +106,7 @@ class AttentionComputation:
                 context = _replace_rows(context, rows, pattern)
             else:
                 key_global, value_global = (
-                    self._split(linear(hidden_states)) for linear in (self.key_global, self.value_global)
+                    self._split(apply_linear(linear, hidden_states)) for linear in (self.key_global, self.value_global)
                 )
                 whole = longformer_attention(query, key, value, query_global, key_global, value_global, pattern, **options)
                 assert isinstance(whole, Tensor)
@@ -209,7 +211,7 @@ class LongformerSelfOutput(nn.Module):
 
     def forward(self, context: Tensor, residual: Tensor) -> Tensor:
         """(batch, seq_len, width) and (batch, seq_len, hidden_size) -> (batch, seq_len, hidden_size)."""
-        return self.LayerNorm(self.dropout(self.dense(context)) + residual)
+        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, context), residual))
 
 
 class LongformerAttention(nn.Module):

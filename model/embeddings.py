@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from longformer_triton.model import inputs
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.residual import dropped
 
 _LONGER = "model.resize_position_embeddings(n), which tiles the learned positions"
 
@@ -72,7 +73,7 @@ class LongformerEmbeddings(nn.Module):
         else:
             token_types = self.token_type_embeddings(token_type_ids)
         states = inputs_embeds + self.position_embeddings(position_ids) + token_types
-        return self.dropout(self.LayerNorm(states))
+        return dropped(self.dropout, self.LayerNorm(states))
 
     @property
     def longest(self) -> int:

@@ -12,9 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.model.attention import LongformerAttention
 from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.feed_forward import ACTIVATIONS, feed_forward, name_of
 from longformer_triton.model.outputs import LongformerBaseModelOutput
 from longformer_triton.model.plain import is_plain, is_plain_linear
+from longformer_triton.model.residual import add_dropped
 
 
 class LongformerIntermediate(nn.Module):
@@ -27,7 +29,7 @@ class LongformerIntermediate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(batch, seq_len, hidden_size) -> (batch, seq_len, intermediate_size)."""
-        return self.activation(self.dense(hidden_states))
+        return self.activation(apply_linear(self.dense, hidden_states))
 
 
 class LongformerOutput(nn.Module):
@@ -41,7 +43,7 @@ class LongformerOutput(nn.Module):
 
     def forward(self, widened: Tensor, residual: Tensor) -> Tensor:
         """(batch, seq_len, intermediate_size) -> (batch, seq_len, hidden_size)."""
-        return self.LayerNorm(self.dropout(self.dense(widened)) + residual)
+        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, widened), residual))
 
 
 class LongformerLayer(nn.Module):
@@ -84,7 +86,7 @@ class LongformerLayer(nn.Module):
         if activation is None or not is_plain_pair or torch.compiler.is_compiling():
             return output(intermediate(attended), attended)
         narrowed = feed_forward(attended, intermediate.dense, output.dense, activation)
-        return output.LayerNorm(output.dropout(narrowed) + attended)
+        return output.LayerNorm(add_dropped(output.dropout, narrowed, attended))
 
 
 class LongformerEncoder(nn.Module):

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import gelu, linear, relu, silu
+from torch.nn.functional import gelu, relu, silu
 
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.model.dense import dense, dense_gradients
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -82,33 +83,25 @@ def _stretches(states: Tensor, width: int) -> Iterator[slice]:
         yield slice(start, start + tokens)
 
 
-def _forward(states: Tensor, parameters: Sequence[Tensor], activation: str, widened: Tensor | None) -> Tensor:
-    """The formula; what goes into the activation is written to ``widened`` (tokens, intermediate_size) if that is given."""
+def _forward(states: Tensor, parameters: Sequence[Tensor], activation: str, widened: list[Tensor] | None) -> Tensor:
+    """The formula; what goes into the activation, stretch by stretch, is added to ``widened`` if that is given."""
     wide_weight, wide_bias, narrow_weight, narrow_bias = parameters
     flat = states.reshape(-1, states.shape[-1])
-    out = flat.new_empty(flat.shape[0], narrow_weight.shape[0])
+    outs = []
     for tokens in _stretches(flat, wide_weight.shape[0]):
-        if widened is None:
-            stretch = linear(flat[tokens], wide_weight, wide_bias)
-        else:
-            stretch = torch.addmm(wide_bias, flat[tokens], wide_weight.t(), out=widened[tokens])
-        torch.addmm(narrow_bias, ACTIVATIONS[activation](stretch), narrow_weight.t(), out=out[tokens])
+        stretch = dense(flat[tokens], wide_weight, wide_bias)
+        if widened is not None:
+            widened.append(stretch)
+        outs.append(dense(ACTIVATIONS[activation](stretch), narrow_weight, narrow_bias))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out.view(*states.shape[:-1], -1)
 
 
-def _sum_for(parameter: Tensor, needed: bool) -> Tensor | None:
-    """Zeros to sum a gradient over stretches in, in the accumulation type; None if nobody needs it."""
-    return torch.zeros_like(parameter, dtype=accumulation_dtype(parameter.dtype)) if needed else None
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to a sum."""
-    if total is None:
-        return
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
+def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """The sum of a gradient over stretches, in the accumulation type; None where nobody needs it."""
+    if part is None:
+        return None
+    return part.to(accumulation_dtype(part.dtype)) if total is None else total.add_(part)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -117,36 +110,40 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, *arguments: Any) -> Tensor:
         *parameters, activation = arguments
-        wide_weight, wide_bias, narrow_weight, _ = parameters
-        widened = states.new_empty(states.shape[:-1].numel(), wide_weight.shape[0])
-        ctx.save_for_backward(states, wide_weight, wide_bias, narrow_weight, widened)
+        wide_weight, _, narrow_weight, _ = parameters
+        widened: list[Tensor] = []
+        out = _forward(states, parameters, activation, widened)
+        ctx.save_for_backward(states, wide_weight, narrow_weight, *widened)
         ctx.activation = activation
-        return _forward(states, parameters, activation, widened)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        states, wide_weight, wide_bias, narrow_weight, widened = ctx.saved_tensors
+        states, wide_weight, narrow_weight, *widened = ctx.saved_tensors
         needs_states, needs_wide, needs_wide_bias, needs_narrow, needs_narrow_bias, _ = ctx.needs_input_grad
+        needs_widened = needs_states or needs_wide or needs_wide_bias
         flat, grad_flat = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (states, grad_out))
         grad_states = torch.empty_like(flat) if needs_states else None
-        grad_wide, grad_wide_bias = _sum_for(wide_weight, needs_wide), _sum_for(wide_bias, needs_wide_bias)
-        grad_narrow = _sum_for(narrow_weight, needs_narrow)
-        for tokens in _stretches(flat, wide_weight.shape[0]):
-            if grad_narrow is not None:
-                _add_product(grad_narrow, grad_flat[tokens].t(), ACTIVATIONS[ctx.activation](widened[tokens]))
-            if not (needs_states or needs_wide or needs_wide_bias):
-                continue
-            grad_widened = _GRADIENTS[ctx.activation](grad_flat[tokens] @ narrow_weight, widened[tokens])
-            _add_product(grad_wide, grad_widened.t(), flat[tokens])
-            if grad_wide_bias is not None:
-                grad_wide_bias.add_(grad_widened.sum(0))
-            if grad_states is not None:
-                torch.mm(grad_widened, wide_weight, out=grad_states[tokens])
-        dtype = states.dtype
+        sums: list[Tensor | None] = [None, None, None, None]
+        for tokens, stretch in zip(_stretches(flat, wide_weight.shape[0]), widened, strict=True):
+            grad_widened, *of_narrow = dense_gradients(
+                grad_flat[tokens],
+                ACTIVATIONS[ctx.activation](stretch),
+                narrow_weight,
+                (needs_widened, needs_narrow, needs_narrow_bias),
+            )
+            of_wide: Sequence[Tensor | None] = (None, None)
+            if grad_widened is not None:
+                grad_widened = _GRADIENTS[ctx.activation](grad_widened, stretch)
+                of_states, *of_wide = dense_gradients(
+                    grad_widened, flat[tokens], wide_weight, (needs_states, needs_wide, needs_wide_bias)
+                )
+                if grad_states is not None and of_states is not None:
+                    grad_states[tokens] = of_states
+            sums = [_plus(total, part) for total, part in zip(sums, (*of_wide, *of_narrow), strict=True)]
         return (
             None if grad_states is None else grad_states.view(states.shape),
-            *(None if total is None else total.to(dtype) for total in (grad_wide, grad_wide_bias, grad_narrow)),
-            grad_flat.sum(0) if needs_narrow_bias else None,
+            *(None if total is None else total.to(states.dtype) for total in sums),
             None,
         )

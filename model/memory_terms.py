@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.model.dense import is_worth_onednn
 from longformer_triton.model.feed_forward import stretch_tokens
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ _ROW_DROPOUT = {"forward": 1.5, "backward": 2}
 _MOST_ROW_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
+# Bytes of an entry of dropout's mask (model/residual.py; PyTorch's own on GPUs).
+_MASK_ITEM = 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """What a kind of device and a dtype decide."""
@@ -67,11 +72,6 @@ class Place:
     def is_widened(self) -> bool:
         """Whether sums are made in a wider type than the model's."""
         return self.sum_item > self.item
-
-    @property
-    def mask_item(self) -> int:
-        """Bytes of an entry of dropout's mask: PyTorch keeps factors on CPUs, and booleans on GPUs."""
-        return self.item if self.device == "cpu" else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,10 @@ class Layer:
     def states(self, channels: int, item: int | None = None) -> int:
         """Bytes of (batch, seq_len, channels)."""
         return self.batch * self.seq_len * channels * (self.place.item if item is None else item)
+
+    def packed(self, tokens: int, weight: int) -> int:
+        """Bytes of a weight of so many numbers in oneDNN's own order, which it is copied to for a product (model/dense.py)."""
+        return weight * self.place.item * is_worth_onednn(self.place.device, self.place.dtype, tokens, weight)
 
     def sample(self, channels: int) -> int:
         """Bytes of (seq_len, channels) in the type of sums: the PyTorch backend takes samples one by one."""
@@ -189,7 +193,7 @@ def saved_by_embeddings(layer: Layer) -> Terms:
     return Terms(
         {
             "inputs of layer norms": layer.states(layer.hidden),
-            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, layer.place.mask_item),
+            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, _MASK_ITEM),
         }
     )
 
@@ -228,7 +232,7 @@ def saved_after_attention(layer: Layer) -> Terms:
     return Terms(
         {
             "attention with global rows": is_copied * layer.states(layer.width),
-            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, layer.place.mask_item),
+            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, _MASK_ITEM),
             "inputs of layer norms": layer.states(layer.hidden),
         }
     )
@@ -249,7 +253,7 @@ def saved_after_feed_forward(layer: Layer) -> Terms:
     """Kept by the residual and the norm after the feed-forward part."""
     return Terms(
         {
-            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, layer.place.mask_item),
+            "masks of dropout": layer.hidden_dropout * layer.states(layer.hidden, _MASK_ITEM),
             "inputs of layer norms": layer.states(layer.hidden),
         }
     )
@@ -268,18 +272,22 @@ def saved_by_layer(layer: Layer) -> Terms:
 
 def feed_forward_workspace(layer: Layer, direction: str, *, is_kept: bool) -> Terms:
     """While a feed-forward part runs; ``is_kept`` says whether what goes into the activation is counted as saved."""
-    a_stretch = layer.stretch * layer.intermediate * layer.place.item
+    a_stretch, weight = layer.stretch * layer.intermediate * layer.place.item, layer.intermediate * layer.hidden
+    packed = layer.packed(layer.stretch, weight)
     if direction == "forward":
-        output = layer.states(layer.hidden)
-        return Terms({"output of feed-forward": output, "stretches of feed-forward": (1 if is_kept else 2) * a_stretch})
+        terms = Terms({"output of feed-forward": layer.states(layer.hidden), "weights in another order": packed})
+        terms["stretches of feed-forward"] = (1 if is_kept else 2) * a_stretch
+        return terms
     # What the stretch before left is there until this one has it, too.
-    rest = min(layer.stretch, layer.batch * layer.seq_len - layer.stretch) * layer.intermediate * layer.place.item
+    others = layer.batch * layer.seq_len - layer.stretch
+    rest = min(layer.stretch, others) * layer.intermediate * layer.place.item
     # Of the output (beside the residual's where dropout tells them apart), and of the input
     gradients = layer.states(layer.hidden) * (3 if layer.hidden_dropout else 2)
     terms = Terms({"gradients of states": gradients, "stretches of feed-forward": max(2 * a_stretch, a_stretch + 2 * rest)})
+    terms["weights in another order"] = 2 * packed
     if layer.place.is_widened:
-        weight = layer.intermediate * layer.hidden
-        terms["sums of feed-forward weights"] = weight * (2 * layer.place.sum_item + layer.place.item)
+        # The gradient of one, and from the second stretch on the sums of both
+        terms["sums of feed-forward weights"] = weight * ((2 * layer.place.sum_item if others else 0) + layer.place.item)
     return terms
 
 
@@ -292,9 +300,8 @@ def _window_blocks(layer: Layer, direction: str) -> int:
     block = int(layer.heads * numbers) * layer.place.sum_item
     if not layer.attention_dropout:
         return block
-    factors = (
-        layer.heads * layer.num_globals * min(layer.seq_len, max(rows, _FACTORS // (layer.heads * max(1, layer.num_globals))))
-    )
+    of_globals = layer.heads * layer.num_globals
+    factors = of_globals * min(layer.seq_len, max(rows, _FACTORS // max(1, of_globals)))
     dropout = int(layer.heads * rows * keys * _BLOCK_DROPOUT[direction]) * layer.place.sum_item
     return block + max(dropout, _FACTOR_BYTES * factors)
 
@@ -304,10 +311,8 @@ def _row_scores(layer: Layer, direction: str) -> int:
     device = layer.place.device
     a_row = layer.heads * layer.seq_len * (1 if device == "cpu" else layer.batch)
     scores = min(a_row * layer.num_globals, max(a_row, _MOST_ROW_SCORES[device]))
-    return (
-        int(scores * (_ROW_SCORES[device][direction] + layer.attention_dropout * _ROW_DROPOUT[direction]))
-        * layer.place.sum_item
-    )
+    numbers = _ROW_SCORES[device][direction] + layer.attention_dropout * _ROW_DROPOUT[direction]
+    return int(scores * numbers) * layer.place.sum_item
 
 
 def _results(layer: Layer, direction: str) -> Terms:
@@ -387,7 +392,9 @@ def head_states(architecture: str, layer: Layer, vocab_size: int, *, training: b
     if architecture != "LongformerForMaskedLM":
         return states, Terms(), Terms({"gradients of states": layer.states(layer.hidden)})
     words = layer.states(vocab_size)
+    packed = layer.packed(layer.batch * layer.seq_len, vocab_size * layer.hidden)
+    forward = Terms({"scores of words": words, "weights in another order": packed})
     if not training:
-        return states, Terms({"states of the head": layer.states(layer.hidden), "scores of words": words}), Terms()
+        return states, forward + Terms({"states of the head": layer.states(layer.hidden)}), Terms()
     saved = states + Terms({"states of the head": layer.states(3 * layer.hidden), "log-probabilities of words": words})
-    return saved, Terms({"scores of words": words}), Terms({"gradients of scores of words": 2 * words})
+    return saved, forward, Terms({"gradients of scores of words": 2 * words})

@@ -4,6 +4,9 @@ import dataclasses
 import io
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,11 +24,13 @@ from longformer_triton.bench.model_cells import (
     UNABSORBED,
     ModelCase,
     ModelMeasurement,
+    Prepared,
 )
 from longformer_triton.bench.model_findings import as_markdown, crossover, findings, load_models
 from longformer_triton.bench.model_plot import draw_and_describe
+from longformer_triton.bench.model_rounds import measure_in_turns, that_fit
 from longformer_triton.bench.model_sweep import ModelPlan, run_models, why_skip
-from longformer_triton.bench.record import ERROR, OK, SKIPPED, Record
+from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, SKIPPED, WRONG, Record
 from longformer_triton.cli import app
 
 ORIGIN = {"device": "a processor", "threads": "2", "torch": "2.0", "transformers": "4", "commit": "abc", "date": "2026-01-01"}
@@ -106,33 +111,107 @@ def test_an_empty_folder_says_what_to_run(tmp_path):
 
 def test_models_agree_and_a_rerun_measures_nothing_again(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    assert run_models(TINY, tmp_path, Console(quiet=True))
+    plan = dataclasses.replace(TINY, lengths=(16,))
+    assert run_models(plan, tmp_path, Console(quiet=True))
     rows = Record(tmp_path, ModelCase, ModelMeasurement).rows()
-    # Two directions; four implementations at 16 tokens, and the projections of all tokens too at 32, the length compared.
-    assert len(rows) == 18
+    assert [(row["provider"], row["direction"]) for row in rows] == [
+        (name, direction) for direction in (FORWARD, TRAINING) for name in MODELS
+    ]
     assert {row["status"] for row in rows} == {OK}
-    errors = {row["provider"]: row["relative_error"] for row in rows if row["seq_len"] == "32"}
+    errors = {row["provider"]: row["relative_error"] for row in rows if row["direction"] == TRAINING}
     assert float(errors[OURS]) < 1e-4
     assert float(errors[PATCHED]) < 1e-4
     assert errors[FULL] == ""
     monkeypatch.setattr(model_sweep.Worker, "run", lambda *arguments: pytest.fail("measured again"))
-    assert run_models(TINY, tmp_path, Console(quiet=True))
+    assert run_models(plan, tmp_path, Console(quiet=True))
 
 
-def test_what_spoils_a_group_is_found_by_measuring_alone(tmp_path, monkeypatch):
-    """Out of memory, or killed: the others of the group keep their rows."""
+class Puppet:
+    """A worker that answers at once: logits that agree, a millisecond a call; ``spoilt`` says what else happens, and when."""
 
-    def run(worker, cases, seconds, deadline):
-        if any(case.provider == PEER for case in cases):
-            return ERROR, "spoilt", None
-        return OK, "", {case.provider: measured(1, 1, 1) for case in cases}
+    def __init__(self, monkeypatch, spoilt=lambda request: None):
+        self.spoilt, self.asked = spoilt, []
+        monkeypatch.setattr(model_sweep.Worker, "run", lambda worker, request, *rest: self.answer(worker, request))
+
+    def answer(self, worker, request):
+        self.asked.append(request)
+        if request is not None:
+            worker.case = request
+        ready = Prepared(torch.ones(1, 2, dtype=torch.float64), 2.0, 2**20)
+        return self.spoilt(request or worker.case) or (OK, "", ready if request else 1.0)
+
+
+FORWARD_AT_16 = dataclasses.replace(TINY, lengths=(16,), directions=(FORWARD,))
+
+
+def statuses(folder):
+    return {row["provider"]: row["status"] for row in Record(folder, ModelCase, ModelMeasurement).rows()}
+
+
+@pytest.mark.parametrize("status", [ERROR, WRONG, DIED, OUT_OF_MEMORY])
+def test_one_that_fails_leaves_the_others_their_rows(status, tmp_path, monkeypatch):
+    Puppet(monkeypatch, lambda case: (status, "spoilt", None) if case.provider == PEER else None)
+    output = io.StringIO()
+    run_models(FORWARD_AT_16, tmp_path, Console(file=output))
+    assert statuses(tmp_path) == {OURS: OK, PEER: status, PATCHED: OK, FULL: OK, UNABSORBED: OK}
+    assert ("again, alone" in output.getvalue()) == (status in (DIED, OUT_OF_MEMORY))
+
+
+def test_what_the_others_left_no_memory_for_is_measured_alone(tmp_path, monkeypatch):
+    others = [PEER]
+    Puppet(monkeypatch, lambda case: (DIED, "killed", None) if case.provider in others and others.pop() else None)
+    run_models(FORWARD_AT_16, tmp_path, Console(quiet=True))
+    assert statuses(tmp_path) == dict.fromkeys(MODELS, OK)
+
+
+def test_models_take_turns(monkeypatch):
+    puppet = Puppet(monkeypatch)
+    cases = next(TINY.groups())
+    workers = {case: model_sweep.Worker("cpu", 1, None) for case in cases}
+    found = measure_in_turns(workers, 0.0, None)
+    assert puppet.asked == [*cases, *[None] * (3 * len(cases))]
+    assert {case: outcome[2].repeats for case, outcome in found.items()} == dict.fromkeys(cases, 3)
+
+
+def test_logits_that_disagree_are_wrong(monkeypatch):
+    cases = next(TINY.groups())
+    far = {case.provider: torch.full((1, 2), 2.0 if case.provider in (OURS, FULL) else 1.0) for case in cases}
+
+    def run(worker, request, *rest):
+        return OK, "", 1.0 if request is None else Prepared(far[request.provider].double(), 2.0, 0)
 
     monkeypatch.setattr(model_sweep.Worker, "run", run)
-    output = io.StringIO()
-    run_models(dataclasses.replace(TINY, lengths=(16,), directions=(FORWARD,)), tmp_path, Console(file=output))
-    rows = {row["provider"]: row["status"] for row in Record(tmp_path, ModelCase, ModelMeasurement).rows()}
-    assert rows == {OURS: OK, PEER: ERROR, PATCHED: OK, FULL: OK, UNABSORBED: OK}
-    assert "each again, alone" in output.getvalue()
+    found = measure_in_turns({case: model_sweep.Worker("cpu", 1, None) for case in cases}, 0.0, None)
+    # Full attention is another model, and is not compared.
+    assert {case.provider: outcome[0] for case, outcome in found.items() if outcome[0] != OK} == {OURS: WRONG}
+
+
+@given(
+    active=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    free=st.integers(1, 120),
+)
+def test_models_that_are_there_at_once_fit_together(active, free):
+    """Each takes 10 units by itself (up to rounding)."""
+    cases = [ModelCase(name, TRAINING, 4096, 512) for name in "abcdef"[: len(active)]]
+    unit = cases[0].static_bytes / 10
+    needs = {case: unit * number for case, number in zip(cases, active, strict=True)}
+    sets = list(that_fit(cases, needs, unit * free))
+    assert [case for together in sets for case in together] == cases
+    for together in sets:
+        needed = 10 * len(together) + max(needs[case] for case in together) / unit
+        assert needed <= free * (1 + 1e-9) or len(together) == 1
+
+
+def test_what_a_model_takes_between_calls():
+    case = ModelCase(OURS, TRAINING, 4096, 512)
+    weights = MODELS[OURS].build(case, None).num_parameters() * 4
+    assert case.static_bytes == pytest.approx(4 * weights, rel=0.01)
+    assert dataclasses.replace(case, direction=FORWARD).static_bytes == pytest.approx(weights, rel=0.01)
+
+
+def test_projections_of_all_tokens_are_measured_at_the_length_compared_alone():
+    groups = {group[0].seq_len: {case.provider for case in group} for group in TINY.groups()}
+    assert groups == {16: {*MODELS} - {UNABSORBED}, 32: {*MODELS}}
 
 
 def test_time_that_is_up_leaves_the_rest_for_the_next_run(tmp_path, monkeypatch):
@@ -157,11 +236,9 @@ def test_a_cell_that_would_take_too_much_is_foreseen(monkeypatch, changes, reaso
 
 def test_a_package_that_is_absent_skips_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(
-        model_sweep.Worker, "run", lambda worker, cases, *rest: (OK, "", dict.fromkeys(MODELS, measured(1, 1, 1)))
-    )
-    run_models(dataclasses.replace(TINY, lengths=(16, 32), directions=(FORWARD,)), tmp_path, Console(quiet=True))
-    rows = {row["provider"]: row for row in Record(tmp_path, ModelCase, ModelMeasurement).rows() if row["seq_len"] == "16"}
+    Puppet(monkeypatch)
+    run_models(FORWARD_AT_16, tmp_path, Console(quiet=True))
+    rows = {row["provider"]: row for row in Record(tmp_path, ModelCase, ModelMeasurement).rows()}
     for name in (PEER, PATCHED):
         assert rows[name]["status"] == SKIPPED
         assert rows[name]["reason"] == "transformers is not installed"

@@ -1,0 +1,117 @@
+"""Linear layers, by the library whose products are fastest on this processor.
+
+PyTorch multiplies float32 matrices on x86 with MKL, which gives processors of other makers than Intel its AVX2 kernels, even
+those with AVX-512. oneDNN, which PyTorch has for convolutions, asks what a processor can do, not who made it: where units are
+512 bits wide it is about twice as fast (bench/LOG.md, "oneDNN"). A linear layer is a convolution with a kernel of one pixel
+over an image one pixel high, and memory is read as it lies: tokens in rows are "channels last". That is all this module does.
+Products are float32 in either library; they differ in the order of their sums alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import platform
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear
+
+from longformer_triton.model.plain import is_plain_linear
+
+# Multiplications below which a convolution's set-up costs more than it saves, and tokens below which a product is no matrix's.
+_FEWEST_PRODUCTS = 1 << 24
+_FEWEST_TOKENS = 16
+# The distance between the pixels of a kernel says nothing where it has only one; but at a distance of 1, PyTorch on one thread
+# goes to MKL after all.
+_DILATION = 2
+
+
+@functools.cache
+def _is_onednn_faster() -> bool:
+    """Whether this processor has AVX-512 and is not one that MKL has AVX-512 for."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        maker = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        maker = platform.processor()
+    return "GenuineIntel" not in maker
+
+
+def is_worth_onednn(device_type: str, dtype: torch.dtype, tokens: int, weight_numbers: int) -> bool:
+    """Whether so many tokens are multiplied with a weight of so many numbers by oneDNN: not on other devices, nor if few."""
+    return (
+        device_type == "cpu"
+        and dtype == torch.float32
+        and tokens >= _FEWEST_TOKENS
+        and tokens * weight_numbers >= _FEWEST_PRODUCTS
+        and torch.backends.mkldnn.enabled
+        and _is_onednn_faster()
+    )
+
+
+def takes_onednn(states: Tensor, weight: Tensor) -> bool:
+    """Whether the product of ``states`` (..., in_features) with ``weight`` (out_features, in_features) goes to oneDNN."""
+    if torch.compiler.is_compiling() or states.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return False
+    return is_worth_onednn(states.device.type, states.dtype, states.shape[:-1].numel(), weight.numel())
+
+
+def dense(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``states @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
+
+    Args:
+        states: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+
+    Returns:
+        (..., out_features), differentiable.
+    """
+    if not takes_onednn(states, weight):
+        return linear(states, weight, bias)
+    out = conv2d(_as_image(states), weight[:, :, None, None], bias, dilation=_DILATION)
+    return out.permute(0, 2, 3, 1).reshape(*states.shape[:-1], -1)
+
+
+def dense_gradients(
+    grad: Tensor, states: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of states, weight and bias of :func:`dense`, for functions that write their own backward.
+
+    Args:
+        grad: (tokens, out_features), of the result.
+        states: (tokens, in_features).
+        weight: (out_features, in_features).
+        needs: which of the three to compute; None stands for the others.
+    """
+    of_states, of_weight, of_bias = needs
+    if not any(needs):
+        return None, None, None
+    if not takes_onednn(states, weight):
+        # The weight's first: bfloat16 products copy what is transposed, and the states' gradient is not there yet.
+        grad_weight = grad.t() @ states if of_weight else None
+        return grad @ weight if of_states else None, grad_weight, grad.sum(0) if of_bias else None
+    pair = [_DILATION, _DILATION]
+    grad_states, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        _as_image(grad), _as_image(states), weight[:, :, None, None], [weight.shape[0]],
+        [1, 1], [0, 0], pair, False, [0, 0], 1, needs,
+    )  # fmt: skip
+    return (
+        grad_states.permute(0, 2, 3, 1).view(states.shape) if of_states else None,
+        grad_weight.view(weight.shape) if of_weight else None,
+        grad_bias if of_bias else None,
+    )
+
+
+def apply_linear(module: nn.Linear, states: Tensor) -> Tensor:
+    """``module(states)``, by :func:`dense` where the module is nothing but its weight and bias."""
+    return dense(states, module.weight, module.bias) if is_plain_linear(module) else module(states)
+
+
+def _as_image(states: Tensor) -> Tensor:
+    """(..., channels) -> (1, channels, 1, tokens), channels last: a view of contiguous states."""
+    return states.reshape(1, 1, -1, states.shape[-1]).permute(0, 3, 1, 2)
