@@ -135,8 +135,8 @@ def as_markdown(frame: pd.DataFrame) -> str:
     lines += [
         "",
         f"Text classifier of {sizes}, {first['dtype']}, attention_window {int(frame['window'].max())}, the first token global.",
-        "A training step is forward with dropout, backward and AdamW. Medians, implementations side by side in each round,",
-        "or one after the other where memory does not hold them all; memory is the peak beyond parameters, gradients and",
+        "A training step is forward with dropout, backward and AdamW. Medians; each implementation has a process of its own,",
+        "and calls take turns, of as many as memory holds at once. Memory is the peak beyond parameters, gradients and",
         "optimiser state.",
         f"{first['device']}{threads}, torch {first['torch']}, transformers {first['transformers']}, {str(first['date'])[:10]},",
         f"commit {first['commit']}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     reason = MODELS[case.provider].why_not()
     if reason is not None:
         return reason
-    nearest = _longest_shorter(case, done)
+    nearest = next(iter(_shorter(case, done)), None)
     if nearest is None:
         return None
     growth = case.seq_len / nearest.seq_len
@@ -99,22 +100,27 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     return None
 
 
-def _longest_shorter(case: ModelCase, done: dict[ModelCase, dict[str, str]]) -> ModelCase | None:
-    """The finished cell that is like this one but for a shorter text, the longest of them."""
+def _shorter(case: ModelCase, done: dict[ModelCase, dict[str, str]]) -> list[ModelCase]:
+    """The finished cells that are like this one but for a shorter text, the longest first."""
     shorter = [
         other
         for other, row in done.items()
         if row["status"] == OK and dataclasses.replace(other, seq_len=case.seq_len) == case and other.seq_len < case.seq_len
     ]
-    return max(shorter, key=lambda other: other.seq_len, default=None)
+    return sorted(shorter, key=lambda other: -other.seq_len)
 
 
 def _active_bytes(case: ModelCase, done: dict[ModelCase, dict[str, str]]) -> float:
-    """The memory that one call will take beyond the model, foreseen from a shorter text; 0 if nothing is known."""
-    nearest = _longest_shorter(case, done)
-    if nearest is None:
+    """The memory that one call will take beyond the model, growing as it did between two shorter texts; 0 if nothing is known.
+
+    From one text alone growth is taken to be linear, and from two never less than that.
+    """
+    found = [(other.seq_len, float(done[other]["peak_extra_mib"]) * 2**20) for other in _shorter(case, done)[:2]]
+    if not found:
         return 0.0
-    return float(done[nearest]["peak_extra_mib"]) * 2**20 * case.seq_len / nearest.seq_len
+    (length, size), (before, size_before) = found[0], found[-1]
+    power = max(1.0, math.log(size / size_before) / math.log(length / before)) if length > before else 1.0
+    return size * (case.seq_len / length) ** power
 
 
 def run_models(plan: ModelPlan, folder: pathlib.Path, console: Console) -> bool:

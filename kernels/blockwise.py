@@ -105,7 +105,7 @@ class _Blocks:
             rows = slice(start, min(start + _BLOCK_ROWS, length))
             keys = slice(*key_range(rows.start, rows.stop, left, right, length))
             key_sets = [self._window_keys(rows, keys)]
-            if len(self.sample.global_position):
+            if self.global_host and not self._globals_are_inside(rows):
                 key_sets.append(self._global_keys(rows))
             yield rows, keys, key_sets
 
@@ -154,6 +154,14 @@ class _Blocks:
             factors = dropout.factor_at(self.stream[:, None, None], position, self.sample.global_position, self.dtype)
             self._factors = (start, factors)
         return self._factors[1][:, rows.start - start : rows.stop - start]
+
+    def _globals_are_inside(self, rows: slice) -> bool:
+        """Whether every global key is in the windows of all these rows, so that none counts as a column of its own."""
+        if self.strand.dilation > 1:
+            return False
+        left, right = self.pattern.band
+        first, last = (self.strand.tokens.start + row for row in (rows.start, rows.stop - 1))
+        return last - left <= self.global_host[0] and self.global_host[-1] <= first + right
 
     def _globals_are_beyond(self, rows: slice) -> bool:
         """Whether no global key can be inside a window of these rows, so that all of them count as columns of their own.

@@ -12,16 +12,20 @@ from __future__ import annotations
 import functools
 import pathlib
 import platform
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear
 
 from longformer_triton.model.plain import is_plain_linear
 
-# Multiplications below which a convolution's set-up costs more than it saves, and tokens below which a product is no matrix's.
+# Multiplications, and tokens, below which a convolution's set-up costs more than it saves.
 _FEWEST_PRODUCTS = 1 << 24
-_FEWEST_TOKENS = 16
+_FEWEST_TOKENS = 32
+# The gradient of a weight is put together in three tensors of the weight's size, which pays from so many tokens on.
+_FEWEST_TOKENS_OF_GRADIENT = 256
 # The distance between the pixels of a kernel says nothing where it has only one; but at a distance of 1, PyTorch on one thread
 # goes to MKL after all.
 _DILATION = 2
@@ -69,12 +73,15 @@ def dense(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (out_features,) or None.
 
     Returns:
-        (..., out_features), differentiable.
+        (..., out_features), differentiable once.
     """
     if not takes_onednn(states, weight):
         return linear(states, weight, bias)
-    out = conv2d(_as_image(states), weight[:, :, None, None], bias, dilation=_DILATION)
-    return out.permute(0, 2, 3, 1).reshape(*states.shape[:-1], -1)
+    flat = states.reshape(-1, states.shape[-1])
+    tensors = (flat, weight, bias)
+    needs_graph = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    out = _Dense.apply(*tensors) if needs_graph else _convolve(*tensors)
+    return out.view(*states.shape[:-1], -1)
 
 
 def dense_gradients(
@@ -89,22 +96,46 @@ def dense_gradients(
         needs: which of the three to compute; None stands for the others.
     """
     of_states, of_weight, of_bias = needs
-    if not any(needs):
-        return None, None, None
-    if not takes_onednn(states, weight):
-        # The weight's first: bfloat16 products copy what is transposed, and the states' gradient is not there yet.
-        grad_weight = grad.t() @ states if of_weight else None
-        return grad @ weight if of_states else None, grad_weight, grad.sum(0) if of_bias else None
-    pair = [_DILATION, _DILATION]
-    grad_states, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        _as_image(grad), _as_image(states), weight[:, :, None, None], [weight.shape[0]],
-        [1, 1], [0, 0], pair, False, [0, 0], 1, needs,
-    )  # fmt: skip
-    return (
-        grad_states.permute(0, 2, 3, 1).view(states.shape) if of_states else None,
-        grad_weight.view(weight.shape) if of_weight else None,
-        grad_bias if of_bias else None,
+    is_taken = takes_onednn(states, weight)
+    grad_states = grad_weight = None
+    # The weight's first: bfloat16 products copy what is transposed, and the states' gradient is not there yet.
+    if of_weight and is_taken and grad.shape[0] >= _FEWEST_TOKENS_OF_GRADIENT:
+        grad_weight = _convolution_gradients(grad, states, weight, (False, True))[1].view(weight.shape)
+    elif of_weight:
+        grad_weight = grad.t() @ states
+    if of_states and is_taken:
+        grad_states = _convolution_gradients(grad, states, weight, (True, False))[0].permute(0, 2, 3, 1).view(states.shape)
+    elif of_states:
+        grad_states = grad @ weight
+    return grad_states, grad_weight, grad.sum(0) if of_bias else None
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(states, weight)
+        return _convolve(states, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return dense_gradients(grad.contiguous(), *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+def _convolve(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(tokens, in_features) -> (tokens, out_features)."""
+    out = conv2d(_as_image(states), weight[:, :, None, None], bias, dilation=_DILATION)
+    return out.permute(0, 2, 3, 1).view(states.shape[0], -1)
+
+
+def _convolution_gradients(grad: Tensor, states: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of the image and of the kernel, each where needed."""
+    images = _as_image(grad), _as_image(states)
+    pair, nothing = [_DILATION, _DILATION], [0, 0]
+    found = torch.ops.aten.convolution_backward(
+        *images, weight[:, :, None, None], None, [1, 1], nothing, pair, False, nothing, 1, (*needs, False)
     )
+    return found[0], found[1]
 
 
 def apply_linear(module: nn.Linear, states: Tensor) -> Tensor:
@@ -113,5 +144,5 @@ def apply_linear(module: nn.Linear, states: Tensor) -> Tensor:
 
 
 def _as_image(states: Tensor) -> Tensor:
-    """(..., channels) -> (1, channels, 1, tokens), channels last: a view of contiguous states."""
-    return states.reshape(1, 1, -1, states.shape[-1]).permute(0, 3, 1, 2)
+    """(tokens, channels) -> (1, channels, 1, tokens), channels last: a view of contiguous states."""
+    return states.reshape(1, 1, *states.shape).permute(0, 3, 1, 2)

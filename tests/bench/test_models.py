@@ -234,6 +234,16 @@ def test_a_cell_that_would_take_too_much_is_foreseen(monkeypatch, changes, reaso
     assert reason in why_skip(ModelCase(FULL, FORWARD, 2048, None), dataclasses.replace(ModelPlan(), **changes), done)
 
 
+@pytest.mark.parametrize(
+    ("peaks", "gibibytes"),
+    [({1024: 1024}, 4), ({512: 1024, 1024: 1024}, 4), ({512: 256, 1024: 1024}, 16), ({128: 9999, 512: 512, 1024: 1024}, 4)],
+    ids=["one", "constant_is_taken_as_linear", "quadratic", "the_two_longest"],
+)
+def test_memory_is_foreseen_from_how_it_grew(peaks, gibibytes):
+    done = {ModelCase(FULL, FORWARD, n, None): {"status": OK, "peak_extra_mib": str(mib)} for n, mib in peaks.items()}
+    assert model_sweep._active_bytes(ModelCase(FULL, FORWARD, 4096, None), done) == pytest.approx(gibibytes * 2**30)
+
+
 def test_a_package_that_is_absent_skips_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     Puppet(monkeypatch)

@@ -28,6 +28,7 @@ def onednn(monkeypatch):
     monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
     monkeypatch.setattr(dense_module, "_FEWEST_PRODUCTS", 0)
     monkeypatch.setattr(dense_module, "_FEWEST_TOKENS", 1)
+    monkeypatch.setattr(dense_module, "_FEWEST_TOKENS_OF_GRADIENT", 1)
 
 
 def operands(shape, out_features, has_bias=True):
@@ -98,7 +99,7 @@ def test_where_it_is_not_for(kind):
     assert takes_onednn(torch.randn(20, 6), torch.randn(4, 6))
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(15, False), (16, True)], ids=["a_vector_or_few", "a_matrix"])
+@pytest.mark.parametrize(("tokens", "expected"), [(31, False), (32, True)], ids=["few", "a_matrix"])
 def test_small_products_are_left_to_linear(tokens, expected, monkeypatch):
     monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
     assert takes_onednn(torch.randn(tokens, 1024), torch.randn(1024, 1024)) is expected
