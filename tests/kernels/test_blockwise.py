@@ -192,6 +192,22 @@ def test_blocks_of_global_rows_change_nothing(scores, monkeypatch):
     assert_same(case.results(case.inputs(), "torch"), expected)
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["both_sides", "causal"])
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+@pytest.mark.parametrize("edge", ["first", "last"])
+def test_global_keys_where_a_block_begins_or_ends_to_hold_them(edge, shift, is_causal):
+    """One key more or less decides whether all windows of a block hold the global token, so that it needs no column of its own."""
+    rows, left, right = blockwise._BLOCK_ROWS, 120, 0 if is_causal else 110
+    seq_len = 3 * rows
+    position = (2 * rows - 1 - left if edge == "first" else rows + right) + shift
+    marks = torch.zeros(1, seq_len)
+    marks[0, position] = 1
+    states = [torch.randn(1, 2, seq_len, 8, dtype=torch.float64) for _ in range(3)]
+    options = {"window": (left, right), "is_causal": is_causal, "global_mask": marks}
+    got, expected = (sliding_window_attention(*states, **options, backend=name) for name in ("torch", "reference"))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_window_arguments_equal_a_pattern():
     case = OPTION_CASES["everything"]
     query, key, value = case.inputs()[:3]
