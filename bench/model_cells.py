@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -203,7 +203,7 @@ class ModelCell:
 class Prepared(NamedTuple):
     """What is known of a model before it is timed."""
 
-    logits: Tensor  # (batch, num_labels) float64, without dropout
+    logits: list[list[float]]  # (batch, num_labels), without dropout
     first_call_ms: float
     peak_bytes: int
 
@@ -219,20 +219,25 @@ class ModelSession:
         if case is None:
             assert self._cell is not None, "a model is prepared before it is timed"
             return self._cell.time_once()
-        torch.manual_seed(0)
-        state = MODELS[OURS].build(dataclasses.replace(case, window=case.window or 2), None).state_dict()
-        self._cell = ModelCell(case, device, state)
+        self._cell = ModelCell(case, device, _initial_state(case))
         peak = peak_extra_bytes(functools.partial(self._cell.call, keep_gradients=True), device)
-        return Prepared(self._cell.logits, self._cell.first_call_ms, peak)
+        return Prepared(self._cell.logits.tolist(), self._cell.first_call_ms, peak)
 
 
-def error_of(case: ModelCase, logits: Tensor, expected: Tensor) -> float:
+def _initial_state(case: ModelCase) -> State:
+    """The weights of ours after one seed."""
+    torch.manual_seed(0)
+    return MODELS[OURS].build(dataclasses.replace(case, window=case.window or 2), None).state_dict()
+
+
+def error_of(case: ModelCase, logits: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
     """The distance of a model's logits from those expected, as a share of the largest.
 
     Raises:
         WrongAnswerError: they are further away than rounding explains.
     """
-    error = ((logits - expected).abs().max() / expected.abs().max()).item()
+    found, wanted = (torch.tensor(values, dtype=torch.float64) for values in (logits, expected))
+    error = ((found - wanted).abs().max() / wanted.abs().max()).item()
     if not error <= _TOLERANCE[DTYPES[case.dtype]]:
         raise WrongAnswerError(f"logits of {case.provider} are {error:.1e} of the largest away from transformers'")
     return float(f"{error:.2e}")

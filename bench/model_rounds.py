@@ -15,19 +15,29 @@ from longformer_triton.bench.model_cells import MODELS, PEER, ModelCase, Prepare
 from longformer_triton.bench.record import OK, WRONG
 from longformer_triton.bench.worker import Outcome, Worker
 
+Logits = list[list[float]]
+
 _FEWEST, _MOST = 3, 30
+# Of a process that has imported PyTorch and transformers, or has set up a GPU.
+_PROCESS_BYTES = 1 << 29
 
 
-def that_fit(cases: Sequence[ModelCase], active_bytes: Mapping[ModelCase, float], free: float) -> Iterator[list[ModelCase]]:
-    """The cases in as few sets as hold in ``free`` bytes together, in order.
+def needed_bytes(cases: Sequence[ModelCase], active_bytes: Mapping[ModelCase, float], device_type: str) -> float:
+    """What models that are there at once take, when each in turn takes its active bytes too.
 
-    Of a set all models are there at once, and one at a time is active. One that does not fit alone is a set of its own.
+    On a CPU it gives them back; on a GPU its process keeps them.
     """
+    active = [active_bytes.get(case, 0.0) for case in cases]
+    return sum(case.static_bytes + _PROCESS_BYTES for case in cases) + (max(active) if device_type == "cpu" else sum(active))
+
+
+def that_fit(
+    cases: Sequence[ModelCase], active_bytes: Mapping[ModelCase, float], device_type: str, free: float
+) -> Iterator[list[ModelCase]]:
+    """The cases in sets that hold in ``free`` bytes together, in order. One that does not fit alone is a set of its own."""
     together: list[ModelCase] = []
     for case in cases:
-        wider = [*together, case]
-        needed = sum(other.static_bytes for other in wider) + max(active_bytes.get(other, 0.0) for other in wider)
-        if together and needed > free:
+        if together and needed_bytes([*together, case], active_bytes, device_type) > free:
             yield together
             together = []
         together.append(case)
@@ -36,7 +46,7 @@ def that_fit(cases: Sequence[ModelCase], active_bytes: Mapping[ModelCase, float]
 
 
 def measure_in_turns(
-    workers: Mapping[ModelCase, Worker], seconds: float, deadline: float | None
+    workers: Mapping[ModelCase, Worker], seconds: float, deadline: float | None, logits: dict[str, Logits]
 ) -> dict[ModelCase, Outcome] | None:
     """Measure cases that differ in their provider alone, each once a round, each in its own worker.
 
@@ -44,6 +54,7 @@ def measure_in_turns(
         workers: of :class:`ModelSession`, one for each case.
         seconds: of rounds for each case; there are three rounds at least.
         deadline: of ``time.monotonic``, or None.
+        logits: by provider, of models for the same text that were measured before; those of these are added.
 
     Returns:
         What each case gave, a :class:`ModelMeasurement` where all went well; None when the deadline came first.
@@ -56,9 +67,10 @@ def measure_in_turns(
             return None
         if outcome[0] == OK:
             prepared[case] = outcome[2]
+            logits[case.provider] = outcome[2].logits
         else:
             outcomes[case] = outcome
-    errors = _errors(prepared, outcomes)
+    errors = _errors(prepared, logits.get(PEER), outcomes)
     samples: dict[ModelCase, list[float]] = {case: [] for case in errors}
     end = time.perf_counter() + seconds * len(samples)
     for finished in range(_MOST):
@@ -78,9 +90,10 @@ def measure_in_turns(
     return outcomes
 
 
-def _errors(prepared: Mapping[ModelCase, Prepared], outcomes: dict[ModelCase, Outcome]) -> dict[ModelCase, float | None]:
+def _errors(
+    prepared: Mapping[ModelCase, Prepared], expected: Logits | None, outcomes: dict[ModelCase, Outcome]
+) -> dict[ModelCase, float | None]:
     """The error of each case that may go on, None where there is nothing to compare; those too far off go to ``outcomes``."""
-    expected = next((ready.logits for case, ready in prepared.items() if case.provider == PEER), None)
     errors: dict[ModelCase, float | None] = {}
     for case, ready in prepared.items():
         if expected is None or not MODELS[case.provider].is_windowed:

@@ -22,7 +22,7 @@ from longformer_triton.bench.model_cells import (
     ModelMeasurement,
     ModelSession,
 )
-from longformer_triton.bench.model_rounds import measure_in_turns, that_fit
+from longformer_triton.bench.model_rounds import Logits, measure_in_turns, needed_bytes, that_fit
 from longformer_triton.bench.record import DIED, OK, OUT_OF_MEMORY, SKIPPED, Record
 from longformer_triton.bench.sweep import MEMORY_SHARE
 from longformer_triton.bench.worker import Worker
@@ -94,7 +94,10 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     seconds = float(done[nearest]["p50_ms"]) / 1e3 * growth ** (1 if case.window else 2)
     if seconds > plan.max_call_seconds:
         return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
-    needed, free = _active_bytes(case, done) / 2**30, free_bytes(torch.device(plan.device)) / 2**30
+    device = torch.device(plan.device)
+    needed, free = (
+        size / 2**30 for size in (needed_bytes([case], {case: _active_bytes(case, done)}, device.type), free_bytes(device))
+    )
     if needed > MEMORY_SHARE * free:
         return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
     return None
@@ -175,12 +178,14 @@ class _Sweep:
             elif case not in self.done:
                 runnable.append(case)
         active = {case: _active_bytes(case, self.done) for case in runnable}
-        free = MEMORY_SHARE * free_bytes(torch.device(self.plan.device))
-        return all(self._measure(cases) for cases in that_fit(runnable, active, free))
+        device = torch.device(self.plan.device)
+        logits: dict[str, Logits] = {}
+        sets = that_fit(runnable, active, device.type, MEMORY_SHARE * free_bytes(device))
+        return all(self._measure(cases, logits) for cases in sets)
 
-    def _measure(self, cases: Sequence[ModelCase]) -> bool:
+    def _measure(self, cases: Sequence[ModelCase], logits: dict[str, Logits]) -> bool:
         self.workers = {case: Worker(self.plan.device, self.plan.threads, ModelSession()) for case in cases}
-        outcomes = measure_in_turns(self.workers, self.plan.cell_seconds, self.deadline)
+        outcomes = measure_in_turns(self.workers, self.plan.cell_seconds, self.deadline, logits)
         self.stop()
         if outcomes is None:
             return False
@@ -196,7 +201,7 @@ class _Sweep:
             if status != OK:
                 self.console.print(f"[yellow]{case.provider}, {case.direction}, {case.seq_len} tokens: {status}: {reason}")
         self.done = self.record.finished()
-        return all(self._measure([case]) for case in alone)
+        return all(self._measure([case], logits) for case in alone)
 
     def stop(self) -> None:
         """End the processes of the cells that are being measured."""

@@ -37,7 +37,7 @@ def _serve(connection: multiprocessing.connection.Connection, device_name: str, 
     while True:
         try:
             case, cell_seconds = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError, KeyboardInterrupt):
             return
         try:
             outcome: Outcome = (OK, "", measure(case, device, cell_seconds))
@@ -69,32 +69,36 @@ class Worker:
     def _start(self) -> None:
         # Spawned, not forked: a fork of a process that has used torch's threads or a GPU does not work.
         context = mp.get_context("spawn")
-        self._connection, child = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(child, *self._arguments), daemon=True)
-        self._process.start()
+        connection, child = context.Pipe()
+        process = context.Process(target=self._serve, args=(child, *self._arguments), daemon=True)
+        process.start()
         child.close()
+        self._process, self._connection = process, connection
 
     def run(self, case: Any, cell_seconds: float, deadline: float | None) -> Outcome | None:
-        """The outcome of one cell, or None when ``deadline`` (of ``time.monotonic``) came first; the child is then stopped."""
-        if self._process is None or not self._process.is_alive():
+        """The outcome of one cell, or None when ``deadline`` (of ``time.monotonic``) came first; the child is then stopped.
+
+        A child that is gone is replaced, but for a case of None: that goes on with what an earlier case has set up in it.
+        """
+        if case is not None and (self._process is None or not self._process.is_alive()):
+            self.stop()
             self._start()
-        self._connection.send((case, cell_seconds))
-        self._is_busy = True
-        while True:
-            try:
-                if self._connection.poll(_POLL_SECONDS):
-                    outcome: Outcome = self._connection.recv()
-                    self._is_busy = False
-                    return outcome
-            except (EOFError, ConnectionResetError):
-                self._process.join()
-                code = self._process.exitcode
-                self.stop()
-                hint = ", as when the system runs out of memory" if code == -9 else ""
-                return DIED, f"the measuring process ended with exit code {code}{hint}", None
-            if deadline is not None and time.monotonic() > deadline:
-                self.stop()
-                return None
+        try:
+            self._connection.send((case, cell_seconds))
+            self._is_busy = True
+            while not self._connection.poll(_POLL_SECONDS):
+                if deadline is not None and time.monotonic() > deadline:
+                    self.stop()
+                    return None
+            outcome: Outcome = self._connection.recv()
+            self._is_busy = False
+            return outcome
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            self.stop()
+            hint = ", as when the system runs out of memory" if code == -9 else ""
+            return DIED, f"the measuring process ended with exit code {code}{hint}", None
 
     def stop(self) -> None:
         """End the child: an idle one leaves by itself, and so cleans up; a busy one is terminated."""

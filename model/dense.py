@@ -1,4 +1,4 @@
-"""Linear layers, by the library whose products are fastest on this processor.
+"""Linear layers in float32 on a CPU, by whichever of PyTorch's two libraries has kernels for the processor.
 
 PyTorch multiplies float32 matrices on x86 with MKL, which gives processors of other makers than Intel its AVX2 kernels, even
 those with AVX-512. oneDNN, which PyTorch has for convolutions, asks what a processor can do, not who made it: where units are
@@ -24,8 +24,10 @@ from longformer_triton.model.plain import is_plain_linear
 # Multiplications, and tokens, below which a convolution's set-up costs more than it saves.
 _FEWEST_PRODUCTS = 1 << 24
 _FEWEST_TOKENS = 32
-# The gradient of a weight is put together in three tensors of the weight's size, which pays from so many tokens on.
-_FEWEST_TOKENS_OF_GRADIENT = 256
+# It copies a weight into an order of its own each time. One of so many numbers wants many tokens for that to pay, and so does
+# the gradient of any, which is put together in three tensors of the weight's size.
+_LARGE_WEIGHT = 1 << 23
+MANY_TOKENS = 256
 # The distance between the pixels of a kernel says nothing where it has only one; but at a distance of 1, PyTorch on one thread
 # goes to MKL after all.
 _DILATION = 2
@@ -50,16 +52,26 @@ def is_worth_onednn(device_type: str, dtype: torch.dtype, tokens: int, weight_nu
     return (
         device_type == "cpu"
         and dtype == torch.float32
-        and tokens >= _FEWEST_TOKENS
+        and tokens >= (_FEWEST_TOKENS if weight_numbers < _LARGE_WEIGHT else MANY_TOKENS)
         and tokens * weight_numbers >= _FEWEST_PRODUCTS
         and torch.backends.mkldnn.enabled
+        and _is_exact()
         and _is_onednn_faster()
     )
+
+
+def _is_exact() -> bool:
+    """Whether products were not allowed less than float32: then PyTorch's own linear layers do what was asked for."""
+    settings = torch.get_float32_matmul_precision(), torch.backends.mkldnn.conv.fp32_precision
+    return settings[0] == "highest" and settings[1] in ("none", "ieee")
 
 
 def takes_onednn(states: Tensor, weight: Tensor) -> bool:
     """Whether the product of ``states`` (..., in_features) with ``weight`` (out_features, in_features) goes to oneDNN."""
     if torch.compiler.is_compiling() or states.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return False
+    # Quantised and sharded tensors bring products of their own.
+    if type(states) is not Tensor or type(weight) not in (Tensor, nn.Parameter):
         return False
     return is_worth_onednn(states.device.type, states.dtype, states.shape[:-1].numel(), weight.numel())
 
@@ -81,7 +93,7 @@ def dense(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tensors = (flat, weight, bias)
     needs_graph = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     out = _Dense.apply(*tensors) if needs_graph else _convolve(*tensors)
-    return out.view(*states.shape[:-1], -1)
+    return out.view(*states.shape[:-1], weight.shape[0])
 
 
 def dense_gradients(
@@ -99,7 +111,7 @@ def dense_gradients(
     is_taken = takes_onednn(states, weight)
     grad_states = grad_weight = None
     # The weight's first: bfloat16 products copy what is transposed, and the states' gradient is not there yet.
-    if of_weight and is_taken and grad.shape[0] >= _FEWEST_TOKENS_OF_GRADIENT:
+    if of_weight and is_taken and grad.shape[0] >= MANY_TOKENS:
         grad_weight = _convolution_gradients(grad, states, weight, (False, True))[1].view(weight.shape)
     elif of_weight:
         grad_weight = grad.t() @ states
@@ -113,19 +125,24 @@ def dense_gradients(
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(states, weight)
+        # Frozen weights and states, as under adapters, are not kept for the other's sake.
+        needs_states, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(states if needs_weight else None, weight if needs_states else None)
+        ctx.sizes = states.shape, weight.shape
         return _convolve(states, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return dense_gradients(grad.contiguous(), *ctx.saved_tensors, ctx.needs_input_grad)
+        # The size of what was not kept is all that its place is for.
+        kept = [grad.new_empty(size) if one is None else one for one, size in zip(ctx.saved_tensors, ctx.sizes, strict=True)]
+        return dense_gradients(grad.contiguous(), *kept, ctx.needs_input_grad)
 
 
 def _convolve(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(tokens, in_features) -> (tokens, out_features)."""
     out = conv2d(_as_image(states), weight[:, :, None, None], bias, dilation=_DILATION)
-    return out.permute(0, 2, 3, 1).view(states.shape[0], -1)
+    return out.permute(0, 2, 3, 1).view(states.shape[0], weight.shape[0])
 
 
 def _convolution_gradients(grad: Tensor, states: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@
 
 Autograd would keep both x W1^T + b1 and f of it, usually each four times as wide as x, and backward would make two more of that
 size. Here the first alone is kept, backward computes the activation again, and everything else of that width exists for one
-stretch of tokens at a time. Numbers are those of the two layers called one after the other, but for the order in which the
-gradients of the weights are summed.
+stretch of tokens at a time. Numbers are those of the two layers called one after the other, but for the order of sums: of the
+weights' gradients, and inside the products of stretches of different lengths.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def stretch_tokens(device_type: str, bytes_a_token: int) -> int:
 def _stretches(states: Tensor, width: int) -> Iterator[slice]:
     """Slices of ``states`` (tokens, ...) that cover all of it, each of a bounded size at ``width`` numbers a token."""
     tokens = stretch_tokens(states.device.type, width * states.element_size())
-    for start in range(0, states.shape[0], tokens):
+    for start in range(0, max(1, states.shape[0]), tokens):
         yield slice(start, start + tokens)
 
 
@@ -94,7 +94,7 @@ def _forward(states: Tensor, parameters: Sequence[Tensor], activation: str, wide
             widened.append(stretch)
         outs.append(dense(ACTIVATIONS[activation](stretch), narrow_weight, narrow_bias))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return out.view(*states.shape[:-1], -1)
+    return out.view(*states.shape[:-1], out.shape[-1])
 
 
 def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:

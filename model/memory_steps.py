@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from longformer_triton.model import memory_terms as terms
+from longformer_triton.model.dense import MANY_TOKENS
 from longformer_triton.model.memory_terms import Layer, Parameters, Terms
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
@@ -84,6 +85,8 @@ def training(model: Model, *, checkpointing: bool, keeps_gradients: bool) -> Ite
     yield Moment(FORWARD, "head", kept, before[-1] + saved, forward)
     yield Moment(BACKWARD, "head", kept, before[-1] + saved, backward)
     table = model.vocab_size * first.hidden * item
+    if model.architecture == "LongformerForMaskedLM":
+        yield _decoder_backward(model, before[-1], kept + table)
     made = parts.head * item + (table if model.is_tied else 0)
 
     for number in reversed(range(len(model.layers))):
@@ -98,10 +101,23 @@ def training(model: Model, *, checkpointing: bool, keeps_gradients: bool) -> Ite
         for moment in _attention_backward(layer, number, before[number]):
             yield dataclasses.replace(moment, gradients=kept + new["attention"] if kept else made)
 
-    # A tied table gets one gradient from the head and one from here, which are then added.
-    extra = table if kept or model.is_tied else 0
+    # A tied table gets one gradient from the head and one from here, which are then added: into a third, where PyTorch's linear
+    # layer left the first one transposed.
+    is_transposed = not first.packed(first.batch * first.seq_len, model.vocab_size * first.hidden)
+    extra = (2 if model.is_tied and is_transposed else 1 if kept or model.is_tied else 0) * table
     states = Terms({"gradients of states": first.states(first.hidden)})
     yield Moment(BACKWARD, "embeddings", parts.total * item + extra, Terms(), states)
+
+
+def _decoder_backward(model: Model, saved: Terms, gradients: int) -> Moment:
+    """When the gradient of the decoder's weight is put together (model/dense.py), one table of three that takes."""
+    last = model.layers[-1]
+    tokens, numbers = last.batch * last.seq_len, model.vocab_size * last.hidden
+    states = Terms({"last hidden state": last.states(last.hidden), "states of the head": last.states(3 * last.hidden)})
+    workspace = Terms({"gradients of scores of words": last.states(model.vocab_size)})
+    if tokens >= MANY_TOKENS:
+        workspace["weights in another order"] = 2 * last.packed(tokens, numbers)
+    return Moment(BACKWARD, "head", gradients, saved + states, workspace)
 
 
 def _keeping(layer: Layer, number: int, saved: Terms) -> Iterator[Moment]:

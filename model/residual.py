@@ -26,10 +26,10 @@ def dropped(dropout: nn.Module, states: Tensor) -> Tensor:
 
 
 def add_dropped(dropout: nn.Module, states: Tensor, residual: Tensor) -> Tensor:
-    """``dropout(states) + residual``, both of one shape and dtype."""
+    """``dropout(states) + residual``, in one pass where both have one shape and dtype."""
     threshold = _threshold(dropout, states)
     if threshold is None or states.shape != residual.shape or states.dtype != residual.dtype:
-        return dropout(states) + residual
+        return dropped(dropout, states) + residual
     return _Dropped.apply(states, residual, threshold)
 
 
@@ -46,7 +46,7 @@ def _threshold(dropout: nn.Module, states: Tensor) -> int | None:
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, residual: Tensor | None, threshold: int) -> Tensor:
-        draws = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = states.new_empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         draws = draws.view(torch.int16)[: states.numel()].view(states.shape)
         kept = draws >= threshold - _VALUES // 2
         ctx.save_for_backward(kept)

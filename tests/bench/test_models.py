@@ -4,7 +4,6 @@ import dataclasses
 import io
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -28,7 +27,7 @@ from longformer_triton.bench.model_cells import (
 )
 from longformer_triton.bench.model_findings import as_markdown, crossover, findings, load_models
 from longformer_triton.bench.model_plot import draw_and_describe
-from longformer_triton.bench.model_rounds import measure_in_turns, that_fit
+from longformer_triton.bench.model_rounds import measure_in_turns, needed_bytes, that_fit
 from longformer_triton.bench.model_sweep import ModelPlan, run_models, why_skip
 from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, SKIPPED, WRONG, Record
 from longformer_triton.cli import app
@@ -137,7 +136,7 @@ class Puppet:
         self.asked.append(request)
         if request is not None:
             worker.case = request
-        ready = Prepared(torch.ones(1, 2, dtype=torch.float64), 2.0, 2**20)
+        ready = Prepared([[1.0, 1.0]], 2.0, 2**20)
         return self.spoilt(request or worker.case) or (OK, "", ready if request else 1.0)
 
 
@@ -168,20 +167,23 @@ def test_models_take_turns(monkeypatch):
     puppet = Puppet(monkeypatch)
     cases = next(TINY.groups())
     workers = {case: model_sweep.Worker("cpu", 1, None) for case in cases}
-    found = measure_in_turns(workers, 0.0, None)
+    found = measure_in_turns(workers, 0.0, None, {})
     assert puppet.asked == [*cases, *[None] * (3 * len(cases))]
     assert {case: outcome[2].repeats for case, outcome in found.items()} == dict.fromkeys(cases, 3)
 
 
-def test_logits_that_disagree_are_wrong(monkeypatch):
-    cases = next(TINY.groups())
-    far = {case.provider: torch.full((1, 2), 2.0 if case.provider in (OURS, FULL) else 1.0) for case in cases}
+@pytest.mark.parametrize("apart", [False, True], ids=["in_one_set", "in_sets_of_their_own"])
+def test_logits_that_disagree_are_wrong(apart, monkeypatch):
+    cases = sorted(next(TINY.groups()), key=lambda case: case.provider != PEER)
+    far = {case.provider: 2.0 if case.provider in (OURS, FULL) else 1.0 for case in cases}
 
     def run(worker, request, *rest):
-        return OK, "", 1.0 if request is None else Prepared(far[request.provider].double(), 2.0, 0)
+        return OK, "", 1.0 if request is None else Prepared([[far[request.provider], 1.0]], 2.0, 0)
 
     monkeypatch.setattr(model_sweep.Worker, "run", run)
-    found = measure_in_turns({case: model_sweep.Worker("cpu", 1, None) for case in cases}, 0.0, None)
+    found, logits = {}, {}
+    for together in [[case] for case in cases] if apart else [cases]:
+        found |= measure_in_turns({case: model_sweep.Worker("cpu", 1, None) for case in together}, 0.0, None, logits)
     # Full attention is another model, and is not compared.
     assert {case.provider: outcome[0] for case, outcome in found.items() if outcome[0] != OK} == {OURS: WRONG}
 
@@ -189,17 +191,19 @@ def test_logits_that_disagree_are_wrong(monkeypatch):
 @given(
     active=st.lists(st.integers(0, 40), min_size=1, max_size=6),
     free=st.integers(1, 120),
+    device_type=st.sampled_from(["cpu", "cuda"]),
 )
-def test_models_that_are_there_at_once_fit_together(active, free):
-    """Each takes 10 units by itself (up to rounding)."""
+def test_models_that_are_there_at_once_fit_together(active, free, device_type):
+    gib = 2**30
     cases = [ModelCase(name, TRAINING, 4096, 512) for name in "abcdef"[: len(active)]]
-    unit = cases[0].static_bytes / 10
-    needs = {case: unit * number for case, number in zip(cases, active, strict=True)}
-    sets = list(that_fit(cases, needs, unit * free))
+    needs = {case: number * gib for case, number in zip(cases, active, strict=True)}
+    sets = list(that_fit(cases, needs, device_type, free * gib))
     assert [case for together in sets for case in together] == cases
-    for together in sets:
-        needed = 10 * len(together) + max(needs[case] for case in together) / unit
-        assert needed <= free * (1 + 1e-9) or len(together) == 1
+    for together, following in zip(sets, [*sets[1:], None], strict=True):
+        held = sum(case.static_bytes + gib / 2 for case in together)
+        of_each = [needs[case] for case in together]
+        assert held + (max(of_each) if device_type == "cpu" else sum(of_each)) <= free * gib or len(together) == 1
+        assert following is None or needed_bytes([*together, following[0]], needs, device_type) > free * gib
 
 
 def test_what_a_model_takes_between_calls():
@@ -224,7 +228,7 @@ def test_time_that_is_up_leaves_the_rest_for_the_next_run(tmp_path, monkeypatch)
     ("changes", "reason"),
     [
         ({"max_call_seconds": 1.0}, "about 4 s a call"),
-        ({}, "needs about 16.0 GiB"),
+        ({}, "needs about 17.0 GiB"),
     ],
     ids=["time", "memory"],
 )

@@ -108,6 +108,24 @@ def test_a_killed_child_is_recorded_and_replaced():
     worker.stop()
 
 
+def echo(case, device, seconds):
+    return case
+
+
+def test_a_child_that_is_gone_cannot_go_on_and_is_replaced_for_another_case():
+    worker = Worker("cpu", 1, echo)
+    assert worker.run("first", 0.0, None) == (OK, "", "first")
+    worker._process.kill()
+    worker._process.join()
+    status, reason, _ = worker.run(None, 0.0, None)
+    assert (status, "exit code -9" in reason) == (DIED, True)
+    assert worker.run("second", 0.0, None) == (OK, "", "second")
+    child = worker._process
+    worker.stop()
+    # An idle child leaves by itself, and so cleans up what it made.
+    assert child.exitcode == 0
+
+
 def test_a_deadline_stops_a_running_cell():
     worker = Worker("cpu", 1, measure, serve=never_answer)
     assert worker.run(Case("ours-torch", FORWARD, 32, 8), 0.0, time.monotonic()) is None

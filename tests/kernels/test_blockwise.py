@@ -196,7 +196,7 @@ def test_blocks_of_global_rows_change_nothing(scores, monkeypatch):
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 @pytest.mark.parametrize("edge", ["first", "last"])
 def test_global_keys_where_a_block_begins_or_ends_to_hold_them(edge, shift, is_causal):
-    """One key more or less decides whether all windows of a block hold the global token, so that it needs no column of its own."""
+    """One key more or less decides whether all windows of a block hold the global token, which then needs no column."""
     rows, left, right = blockwise._BLOCK_ROWS, 120, 0 if is_causal else 110
     seq_len = 3 * rows
     position = (2 * rows - 1 - left if edge == "first" else rows + right) + shift

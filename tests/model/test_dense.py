@@ -28,7 +28,7 @@ def onednn(monkeypatch):
     monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
     monkeypatch.setattr(dense_module, "_FEWEST_PRODUCTS", 0)
     monkeypatch.setattr(dense_module, "_FEWEST_TOKENS", 1)
-    monkeypatch.setattr(dense_module, "_FEWEST_TOKENS_OF_GRADIENT", 1)
+    monkeypatch.setattr(dense_module, "MANY_TOKENS", 1)
 
 
 def operands(shape, out_features, has_bias=True):
@@ -128,6 +128,64 @@ def test_the_processors_it_is_for(cpuinfo, capability, expected, monkeypatch):
         monkeypatch.setattr(library, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert dense_module._is_onednn_faster.__wrapped__() is expected
+
+
+def test_large_weights_want_many_tokens(monkeypatch):
+    monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
+    weight = torch.empty(4096, 2048)
+    assert not takes_onednn(torch.empty(255, 2048), weight)
+    assert takes_onednn(torch.empty(256, 2048), weight)
+    assert takes_onednn(torch.empty(255, 2048), weight[:-1])
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_less_than_float32_is_left_to_those_that_were_told(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not takes_onednn(torch.randn(40, 6), torch.randn(4, 6))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert takes_onednn(torch.randn(40, 6), torch.randn(4, 6))
+
+
+class Wrapped(torch.Tensor):
+    """As quantised and sharded tensors are: linear layers are known to it, and nothing else is."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function not in (linear, torch.Tensor.dtype.__get__, torch.Tensor.shape.__get__, torch.Tensor.requires_grad.__get__):
+            raise NotImplementedError(function)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_weights_with_products_of_their_own_keep_them():
+    weight, states = torch.randn(4, 6), torch.randn(40, 6)
+    found = dense(states, weight.as_subclass(Wrapped))
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), linear(states, weight))
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("trained", [("states",), ("weight",), ("bias",), ("states", "weight", "bias")], ids="-".join)
+def test_only_what_is_needed_for_what_is_trained_is_kept(trained):
+    states, weight, bias = operands((20, 6), 4)
+    for name, tensor in {"states": states, "weight": weight, "bias": bias}.items():
+        tensor.requires_grad_(name in trained)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+    ):
+        out = dense(states, weight, bias)
+    assert kept == [(20, 6)] * ("weight" in trained) + [(4, 6)] * ("states" in trained)
+    grads = torch.autograd.grad(out.sum(), [tensor for tensor in (states, weight, bias) if tensor.requires_grad])
+    expected = torch.autograd.grad(
+        linear(states, weight, bias).sum(), [tensor for tensor in (states, weight, bias) if tensor.requires_grad]
+    )
+    torch.testing.assert_close(grads, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_module_that_is_more_than_its_weight_is_called(monkeypatch):

@@ -57,6 +57,14 @@ def test_output_and_gradients_are_those_of_the_modules(activation, shape, short_
         torch.testing.assert_close(module._feed_forward(states), expected[0], rtol=1e-12, atol=1e-12)
 
 
+def test_a_batch_of_none_gives_none_and_gradients_of_zeros():
+    module = layer()
+    parameters = [*module.intermediate.parameters(), *module.output.dense.parameters()]
+    out = module._feed_forward(torch.empty(0, 7, WIDTH, dtype=torch.float64))
+    assert out.shape == (0, 7, WIDTH)
+    assert all(not grad.any() for grad in torch.autograd.grad(out.sum(), parameters))
+
+
 def test_strided_states_and_gradients(short_stretches):
     module = layer()
     states = torch.randn(WIDTH, 9, 2, dtype=torch.float64).transpose(0, 2).requires_grad_()

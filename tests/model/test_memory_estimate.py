@@ -14,7 +14,7 @@ from longformer_triton.bench.measure import peak_extra_bytes
 from longformer_triton.kernels import blockwise
 from longformer_triton.kernels.torch_impl import global_rows
 from longformer_triton.kernels.triton_impl import wide_rows
-from longformer_triton.model import memory_terms
+from longformer_triton.model import dense, memory_terms
 from longformer_triton.model.memory import longest_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +60,7 @@ WIDE, DEEP, SHORT = sizes(256, 1, 4, 1024, 64), sizes(128, 4, 2, 256, 32), sizes
 NARROW = sizes(128, 1, 8, 64, 512, max_position_embeddings=1600)
 MIXED = sizes(128, 3, 4, 512, [32, 128, 64])
 WORDS = sizes(64, 2, 4, 256, 64, vocab_size=6000)
+TABLE = sizes(256, 1, 4, 1024, 64, vocab_size=20000)
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 BF16 = torch.bfloat16
 CASES = [
@@ -90,6 +91,7 @@ CASES = [
     Case("words", WORDS, 1, 500, architecture="LongformerForMaskedLM"),
     Case("words_run", WORDS, 1, 500, training=False, architecture="LongformerForMaskedLM"),
     Case("words_peak_at_the_optimizer", WORDS, 1, 100),
+    *(Case(f"table_of_words_{n}", TABLE, 1, n, architecture="LongformerForMaskedLM", optimizer=None) for n in (60, 300, 600)),
     Case("classes", DEEP, 1, 1000, architecture="LongformerForSequenceClassification"),
     Case("spans", DEEP, 1, 1000, architecture="LongformerForQuestionAnswering"),
 ]
@@ -152,6 +154,14 @@ def measured(case, device="cpu"):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_peak_that_the_profiler_sees(case):
+    assert case.estimate.total == pytest.approx(measured(case), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.config.vocab_size > 1000 or "wide" in case.name], ids=lambda case: case.name
+)
+def test_the_peak_where_onednn_is_not_used(case, monkeypatch):
+    monkeypatch.setattr(dense, "_is_onednn_faster", lambda: False)
     assert case.estimate.total == pytest.approx(measured(case), rel=TOLERANCE)
 
 

@@ -74,6 +74,21 @@ def test_nothing_and_everything(p):
     torch.testing.assert_close(add_dropped(nn.Dropout(p), states, residual), expected)
 
 
+def test_whatever_device_is_the_default():
+    states = torch.ones(40, 8)
+    with torch.device("meta"):
+        found = add_dropped(nn.Dropout(0.5), states, states)
+    assert found.device.type == "cpu"
+
+
+def test_states_of_another_dtype_than_the_residual():
+    """As under autocast: the sum is in the wider type, and the share still a multiple of 2**-16."""
+    states, residual = torch.ones(99, 64, dtype=torch.bfloat16), torch.ones(99, 64)
+    found = add_dropped(nn.Dropout(0.5), states, residual)
+    assert found.dtype == torch.float32
+    assert set(found.unique().tolist()) == {1.0, 3.0}
+
+
 def test_in_evaluation_nothing_is_dropped():
     states, residual = torch.randn(4, 8), torch.randn(4, 8)
     dropout = nn.Dropout(0.5).eval()
