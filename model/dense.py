@@ -54,7 +54,7 @@ def is_worth_onednn(device_type: str, dtype: torch.dtype, tokens: int, weight_nu
         and dtype == torch.float32
         and tokens >= (_FEWEST_TOKENS if weight_numbers < _LARGE_WEIGHT else MANY_TOKENS)
         and tokens * weight_numbers >= _FEWEST_PRODUCTS
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and _is_exact()
         and _is_onednn_faster()
     )
@@ -62,8 +62,8 @@ def is_worth_onednn(device_type: str, dtype: torch.dtype, tokens: int, weight_nu
 
 def _is_exact() -> bool:
     """Whether products were not allowed less than float32: then PyTorch's own linear layers do what was asked for."""
-    settings = torch.get_float32_matmul_precision(), torch.backends.mkldnn.conv.fp32_precision
-    return settings[0] == "highest" and settings[1] in ("none", "ieee")
+    of_convolutions = torch.backends.mkldnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return torch.get_float32_matmul_precision() == "highest" and of_convolutions in ("none", "ieee")
 
 
 def takes_onednn(states: Tensor, weight: Tensor) -> bool:
@@ -135,8 +135,10 @@ class _Dense(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         # The size of what was not kept is all that its place is for.
-        kept = [grad.new_empty(size) if one is None else one for one, size in zip(ctx.saved_tensors, ctx.sizes, strict=True)]
-        return dense_gradients(grad.contiguous(), *kept, ctx.needs_input_grad)
+        states, weight = (
+            grad.new_empty(size) if kept is None else kept for kept, size in zip(ctx.saved_tensors, ctx.sizes, strict=True)
+        )
+        return dense_gradients(grad.contiguous(), states, weight, ctx.needs_input_grad)
 
 
 def _convolve(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

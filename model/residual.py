@@ -37,7 +37,7 @@ def _threshold(dropout: nn.Module, states: Tensor) -> int | None:
     """How many of a draw's values drop; None where ``dropout`` is to be called itself."""
     if torch.compiler.is_compiling() or states.device.type != "cpu":
         return None
-    if not dropout.training or not is_plain(dropout, nn.Dropout):
+    if not isinstance(dropout, nn.Dropout) or not dropout.training or not is_plain(dropout, nn.Dropout):
         return None
     threshold = round(_VALUES * dropout.p)
     return threshold if 0 < threshold < _VALUES else None
