@@ -28,6 +28,8 @@ from transformers.models.longformer import modeling_longformer
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.model import inputs
 from longformer_triton.model.attention import AttentionComputation
+from longformer_triton.model.dense import apply_linear
+from longformer_triton.model.residual import add_dropped
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 # Before, LED's encoder draws a random number for each layer, whether it may be dropped or not.
@@ -198,6 +200,34 @@ class LEDEncoderSelfAttention(_SelfAttention, modeling_led.LEDEncoderSelfAttenti
     """transformers' attention of LED's encoder, patched."""
 
 
+class _Output(Patched):
+    """A projection with dropout, residual and layer norm, after attention or after the feed-forward part."""
+
+    dense: Any
+    dropout: Any
+    LayerNorm: Any
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """As the original's."""
+        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, hidden_states), input_tensor))
+
+
+class LongformerSelfOutput(_Output, modeling_longformer.LongformerSelfOutput):
+    """transformers' projection after attention, patched."""
+
+
+class LongformerOutput(_Output, modeling_longformer.LongformerOutput):
+    """transformers' narrowing half of the feed-forward part, patched."""
+
+
+class LongformerIntermediate(Patched, modeling_longformer.LongformerIntermediate):
+    """transformers' widening half of the feed-forward part, patched."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """As the original's."""
+        return self.intermediate_act_fn(apply_linear(self.dense, hidden_states))
+
+
 class LongformerEncoder(Patched, modeling_longformer.LongformerEncoder):
     """transformers' layers of Longformer, patched: one pattern for all."""
 
@@ -306,6 +336,8 @@ class LEDEncoder(Patched, modeling_led.LEDEncoder):
 FAMILIES = (modeling_longformer.LongformerPreTrainedModel, modeling_led.LEDPreTrainedModel)
 ENCODERS = (modeling_longformer.LongformerEncoder, modeling_led.LEDEncoder)
 CLASSES = (LongformerModel, LongformerEncoder, LongformerSelfAttention, LEDEncoder, LEDEncoderSelfAttention)
+# They compute the same, faster on some processors; one that somebody has changed stays as it is.
+FASTER = (LongformerSelfOutput, LongformerIntermediate, LongformerOutput)
 # They stay as they are, and hand a pattern on to the attention as they would a mask.
 PASSING = (
     modeling_longformer.LongformerLayer,

@@ -15,6 +15,8 @@ from longformer_triton.model.base import LongformerPreTrainedModel
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
+_Classes = dict[type[nn.Module], type[nn.Module]]
+
 _OLDEST = (4, 56)
 _EXPECTED = (
     "transformers' LongformerModel, LongformerForMaskedLM, LongformerForSequenceClassification, LongformerForMultipleChoice, "
@@ -54,7 +56,9 @@ def patch_transformers(model: _Model) -> _Model:
         torch.Size([1, 100, 16])
     """
     patched = _patched_for(model)
-    return _exchange(model, patched, {kind.original(): kind for kind in patched.CLASSES})
+    return _exchange(
+        model, patched, *({kind.original(): kind for kind in kinds} for kinds in (patched.CLASSES, patched.FASTER))
+    )
 
 
 def unpatch_transformers(model: _Model) -> _Model:
@@ -70,7 +74,9 @@ def unpatch_transformers(model: _Model) -> _Model:
         TypeError, NotImplementedError: as there.
     """
     patched = _patched_for(model)
-    return _exchange(model, patched, {kind: kind.original() for kind in patched.CLASSES})
+    return _exchange(
+        model, patched, *({kind: kind.original() for kind in kinds} for kinds in (patched.CLASSES, patched.FASTER))
+    )
 
 
 def _patched_for(model: nn.Module) -> Any:
@@ -95,8 +101,11 @@ def _patched_for(model: nn.Module) -> Any:
     return patched
 
 
-def _exchange(model: _Model, patched: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> _Model:
-    """Give each module whose class is a key the class at it; refuse first whatever would not compute as its class says."""
+def _exchange(model: _Model, patched: Any, classes: _Classes, faster: _Classes) -> _Model:
+    """Give each module whose class is a key the class at it; refuse first whatever would not compute as its class says.
+
+    Of ``faster``, modules that would not are left alone.
+    """
     exchanged = {*classes, *classes.values()}
     watched = (*exchanged, *patched.PASSING)
     for path, module in model.named_modules():
@@ -105,6 +114,8 @@ def _exchange(model: _Model, patched: Any, classes: dict[type[nn.Module], type[n
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
+        elif type(module) in faster and "forward" not in vars(module):
+            module.__class__ = faster[type(module)]
     return model
 
 
