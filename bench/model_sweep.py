@@ -95,11 +95,9 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     if seconds > plan.max_call_seconds:
         return f"about {seconds:.0f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"
     device = torch.device(plan.device)
-    needed, free = (
-        size / 2**30 for size in (needed_bytes([case], {case: _active_bytes(case, done)}, device.type), free_bytes(device))
-    )
+    needed, free = needed_bytes([case], {case: _active_bytes(case, done)}, device.type), free_bytes(device)
     if needed > MEMORY_SHARE * free:
-        return f"needs about {needed:.1f} GiB, {free:.1f} GiB are free"
+        return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     return None
 
 

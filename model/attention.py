@@ -17,7 +17,7 @@ from longformer_triton.kernels import (
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.plain import is_plain_linear
-from longformer_triton.model.residual import add_dropped
+from longformer_triton.model.residual import add_projected
 
 Maps = tuple[Tensor, "Tensor | None"]
 GLOBAL_PROJECTIONS = ("query_global", "key_global", "value_global")
@@ -211,7 +211,7 @@ class LongformerSelfOutput(nn.Module):
 
     def forward(self, context: Tensor, residual: Tensor) -> Tensor:
         """(batch, seq_len, width) and (batch, seq_len, hidden_size) -> (batch, seq_len, hidden_size)."""
-        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, context), residual))
+        return add_projected(self, context, residual)
 
 
 class LongformerAttention(nn.Module):

@@ -16,7 +16,7 @@ from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.feed_forward import ACTIVATIONS, feed_forward, name_of
 from longformer_triton.model.outputs import LongformerBaseModelOutput
 from longformer_triton.model.plain import is_plain, is_plain_linear
-from longformer_triton.model.residual import add_dropped
+from longformer_triton.model.residual import add_dropped, add_projected
 
 
 class LongformerIntermediate(nn.Module):
@@ -43,7 +43,7 @@ class LongformerOutput(nn.Module):
 
     def forward(self, widened: Tensor, residual: Tensor) -> Tensor:
         """(batch, seq_len, intermediate_size) -> (batch, seq_len, hidden_size)."""
-        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, widened), residual))
+        return add_projected(self, widened, residual)
 
 
 class LongformerLayer(nn.Module):

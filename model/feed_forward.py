@@ -127,12 +127,12 @@ class _FeedForward(torch.autograd.Function):
         grad_states = torch.empty_like(flat) if needs_states else None
         sums: list[Tensor | None] = [None, None, None, None]
         for tokens, stretch in zip(_stretches(flat, wide_weight.shape[0]), widened, strict=True):
+            # Its size is all that a frozen weight wants of what it was multiplied with.
+            activated = ACTIVATIONS[ctx.activation](stretch) if needs_narrow else stretch
             grad_widened, *of_narrow = dense_gradients(
-                grad_flat[tokens],
-                ACTIVATIONS[ctx.activation](stretch),
-                narrow_weight,
-                (needs_widened, needs_narrow, needs_narrow_bias),
+                grad_flat[tokens], activated, narrow_weight, (needs_widened, needs_narrow, needs_narrow_bias)
             )
+            del activated
             of_wide: Sequence[Tensor | None] = (None, None)
             if grad_widened is not None:
                 grad_widened = _GRADIENTS[ctx.activation](grad_widened, stretch)

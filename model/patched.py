@@ -29,7 +29,7 @@ from longformer_triton.kernels import AttentionPattern
 from longformer_triton.model import inputs
 from longformer_triton.model.attention import AttentionComputation
 from longformer_triton.model.dense import apply_linear
-from longformer_triton.model.residual import add_dropped
+from longformer_triton.model.residual import add_projected
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 # Before, LED's encoder draws a random number for each layer, whether it may be dropped or not.
@@ -203,13 +203,9 @@ class LEDEncoderSelfAttention(_SelfAttention, modeling_led.LEDEncoderSelfAttenti
 class _Output(Patched):
     """A projection with dropout, residual and layer norm, after attention or after the feed-forward part."""
 
-    dense: Any
-    dropout: Any
-    LayerNorm: Any
-
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """As the original's."""
-        return self.LayerNorm(add_dropped(self.dropout, apply_linear(self.dense, hidden_states), input_tensor))
+        return add_projected(self, hidden_states, input_tensor)
 
 
 class LongformerSelfOutput(_Output, modeling_longformer.LongformerSelfOutput):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.plain import is_plain
 
 # Of a draw's 16 bits, how many values there are
@@ -31,6 +32,12 @@ def add_dropped(dropout: nn.Module, states: Tensor, residual: Tensor) -> Tensor:
     if threshold is None or states.shape != residual.shape or states.dtype != residual.dtype:
         return dropped(dropout, states) + residual
     return _Dropped.apply(states, residual, threshold)
+
+
+def add_projected(output: Any, states: Tensor, residual: Tensor) -> Tensor:
+    """What an output module of a layer computes, by its ``dense``, ``dropout`` and ``LayerNorm``: ours and transformers'."""
+    normed: Tensor = output.LayerNorm(add_dropped(output.dropout, apply_linear(output.dense, states), residual))
+    return normed
 
 
 def _threshold(dropout: nn.Module, states: Tensor) -> int | None:
