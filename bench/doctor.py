@@ -39,6 +39,7 @@ class Check:
     key_heads: int = 2
     seq_len: int = 333
     window: tuple[int, int] = (100, 60)
+    tokens_first: bool = False  # in memory (batch, seq_len, heads, head_dim), as a model's states are
 
 
 CHECKS = (
@@ -49,7 +50,11 @@ CHECKS = (
     Check("holes", padding="holes", num_globals=3),
     Check("dropout", dropout_p=0.1),
     Check("dropout, padding and globals", dropout_p=0.1, padding="right", num_globals=20),
+    # Forward and in half precision, PyTorch's fused kernels compute these where it has some; the padded one is ours everywhere.
     Check("window covers all", window=(400, 400)),
+    Check("window covers all, globals, tokens first", num_globals=20, window=(400, 400), tokens_first=True),
+    Check("window covers all, causal, grouped heads", is_causal=True, key_heads=1, window=(400, 0)),
+    Check("window covers all, padding", padding="right", window=(400, 400)),
 )
 
 
@@ -110,6 +115,8 @@ def run_check(check: Check, dtype: torch.dtype, head_dim: int, device: torch.dev
     if check.num_globals:
         tokens += [(heads, pattern.global_index.shape[1]), *tokens[1:]]
     inputs = [torch.randn(batch, h, n, head_dim, generator=generator).to(device, dtype) for h, n in tokens]
+    if check.tokens_first:
+        inputs = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in inputs]
     first, second = (_results(check, inputs, pattern, "triton") for _ in range(2))
     exact = _results(check, [tensor.double() for tensor in inputs], pattern, "reference")
     error = 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -131,6 +132,20 @@ class AttentionPattern:
         """(left, right) after causality: what the window part of a kernel runs over."""
         left, right = self.window
         return (left, 0) if self.is_causal else (left, right)
+
+    @property
+    def covering(self) -> Literal["full", "causal"] | None:
+        """Which attention this is where windows leave out nothing: "full", "causal" (all keys up to the query), or else None.
+
+        Global keys then add nothing: every query that may see one has it inside its window.
+        """
+        (left, right), reach = self.band, self.seq_len - 1
+        if left < reach or set(self.dilations) != {1}:
+            return None
+        if right >= reach:
+            return "full"
+        # A window that ends at its query is causal attention too, as long as no global key stands after a query.
+        return "causal" if right == 0 and (self.is_causal or self.global_mask is None) else None
 
     @property
     def dilations(self) -> tuple[int, ...]:

@@ -16,15 +16,13 @@ from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
 
 
 def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
-    """Whether the window covers all pairs on a CPU; global keys then add nothing.
+    """Whether windows leave out nothing, on a CPU.
 
     The fused kernel marks future keys with -inf before it multiplies by the scale, so a scale of 0 or less would make NaN.
     """
-    if pattern.is_causal and scale <= 0:
+    if pattern.covering == "causal" and scale <= 0:
         return False
-    left, right = pattern.window
-    reach = pattern.seq_len - 1
-    return query.is_cpu and left >= reach and (right >= reach or pattern.is_causal) and set(pattern.dilations) == {1}
+    return query.is_cpu and pattern.covering is not None
 
 
 def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -48,7 +46,7 @@ def forward(
     for member in range(group):
         heads = slice(member, None, group)
         out[:, heads], lse[:, heads] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query[:, heads], key, value, 0.0, pattern.is_causal, attn_mask=bias, scale=scale
+            query[:, heads], key, value, 0.0, pattern.covering == "causal", attn_mask=bias, scale=scale
         )
 
 
@@ -77,7 +75,7 @@ def backward(
         heads = slice(member, None, group)
         grad_query, grad_key, grad_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out[:, heads], query[:, heads], key, value, out[:, heads], lse[:, heads],
-            0.0, pattern.is_causal, attn_mask=bias, scale=scale,
+            0.0, pattern.covering == "causal", attn_mask=bias, scale=scale,
         )  # fmt: skip
         if needs.query:
             grads[0][:, heads] = grad_query

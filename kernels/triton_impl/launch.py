@@ -1,7 +1,8 @@
 """The host side of the Triton backend: allocations, grids and launches; no autograd, and no value is read back.
 
 Each direction is first a list of launches, then run in order. The same lists, compiled instead of run, are what
-``bench inspect`` and the ahead-of-time tests look at, so what they see is what runs.
+``bench inspect`` and the ahead-of-time tests look at, so what they see is what runs. Of windows that leave out nothing, PyTorch
+may compute the forward instead (:mod:`fused_dense`); the list then holds the global rows alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.triton_impl import global_rows
+from longformer_triton.kernels.triton_impl import fused_dense, global_rows
 from longformer_triton.kernels.triton_impl.backward_global import (
     columns_grad_key_value,
     reduce_partials,
@@ -45,10 +46,15 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of operator ``attention``; ``rows`` are the projections of global tokens, where they have some."""
     query = window[0]
-    out = torch.empty_like(query)
-    lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    dense = fused_dense.forward(window, pattern, scale, dropout)
+    if dense is None:
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    else:
+        out, lse = dense
     if query.numel():
-        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target_of(query.device)), query)
+        target, need_window = target_of(query.device), dense is None
+        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target, need_window=need_window), query)
     return out, lse
 
 
@@ -61,15 +67,18 @@ def forward_launches(
     out: Tensor,
     lse: Tensor,
     target: Target,
+    *,
+    need_window: bool = True,
 ) -> Iterator[Launch]:
-    """The launches that fill ``out`` and ``lse``."""
+    """The launches that fill ``out`` and ``lse``; global rows alone where these hold the window's results already."""
     problem = Problem(window, pattern, scale, dropout, target)
     yield from problem.spans()
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
-    config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
-    for run in problem.runs():
-        available = {**problem.arguments, **results, **run, **tiles}
-        yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
+    if need_window:
+        config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
+        for run in problem.runs():
+            available = {**problem.arguments, **results, **run, **tiles}
+            yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
     if rows is not None and problem.num_globals:
         problem = problem.of_rows(rows)
         yield from _rows_forward_launches(problem, results)

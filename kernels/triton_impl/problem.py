@@ -49,7 +49,7 @@ class Launch:
         self.kernel[(self.programs,)](**self.arguments, **self.config.options())
 
 
-def _fits_descriptor(states: Tensor) -> bool:
+def fits_descriptor(states: Tensor) -> bool:
     """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
     size = states.element_size()
     strides = [stride for stride, length in zip(states.stride()[:-1], states.shape[:-1], strict=True) if length > 1]
@@ -86,7 +86,7 @@ def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterabl
         target.descriptors
         and set(pattern.dilations) == {1}
         and all(
-            _fits_descriptor(states)
+            fits_descriptor(states)
             and (states.dtype, precision_of(states.dtype)) != (torch.float32, "ieee")
             and math.prod(states.shape[:2]) * (states.shape[2] + 4) < 2**31
             for states in sources
@@ -137,7 +137,7 @@ class Problem:
             **tensor_arguments("query", query),
             **tensor_arguments("key", key),
             **tensor_arguments("value", value),
-            "key_mask_ptr": unused if pattern.key_mask is None else pattern.key_mask.contiguous().view(torch.uint8),
+            "key_mask_ptr": unused,
             "span_ptr": unused,
             "global_mask_ptr": unused if pattern.global_mask is None else pattern.global_mask.contiguous().view(torch.uint8),
             "global_index_ptr": pattern.global_index,
@@ -168,15 +168,18 @@ class Problem:
         self.key_value = {"key": key, "value": value}
 
     def spans(self) -> Iterator[Launch]:
-        """Where each text begins and ends, which the kernels of this call read."""
-        if self.pattern.key_mask is not None:
+        """Where each text begins and ends, and its mask as int32, which the kernels of this call read."""
+        key_mask = self.pattern.key_mask
+        if key_mask is not None:
             self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
-            yield Launch.of(text_spans, self.batch, Config(1, 1, num_warps=8), {**self.arguments, "BLOCK": 1024})
+            self.arguments["key_mask_ptr"] = self.query.new_empty((self.batch, self.seq_len), dtype=torch.int32)
+            own = {"mask_bytes_ptr": key_mask.contiguous().view(torch.uint8), "BLOCK": 1024}
+            yield Launch.of(text_spans, self.batch, Config(1, 1, num_warps=8), {**self.arguments, **own})
 
     def of_rows(self, rows: States) -> Problem:
         """The same for the rows of global tokens, once the spans are known."""
         problem = Problem(rows, self.pattern, self.scale, self.dropout, self.target)
-        problem.arguments["span_ptr"] = self.arguments["span_ptr"]
+        problem.arguments.update({name: self.arguments[name] for name in ("span_ptr", "key_mask_ptr")})
         return problem
 
     def config(self, kernel: str, *, descriptors: bool = False) -> Config:
@@ -251,7 +254,7 @@ class Given:
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
         # The gradient of a sum does not fit. A copy keeps the backward pass on the copy engine, like the forward pass.
-        misfit = problem.target.descriptors and not _fits_descriptor(grad_out)
+        misfit = problem.target.descriptors and not fits_descriptor(grad_out)
         # Kernels multiply a channel's number by its stride in 32 bits.
         if misfit or grad_out.stride(-1) * problem.head_dim >= 2**31:
             grad_out = grad_out.contiguous()

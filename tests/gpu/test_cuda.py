@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from longformer_triton.bench.doctor import CHECKS, HEAD_DIMS, TOLERANCE, run_check
 from longformer_triton.kernels import AttentionPattern, available_backends, longformer_attention, sliding_window_attention
@@ -52,26 +53,28 @@ def test_the_dropout_mask_is_that_of_the_pytorch_backend():
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_is_read_back():
+@pytest.mark.parametrize("covers_all", [False, True], ids=["padding_and_dropout", "window_covers_all"])
+def test_nothing_is_read_back(covers_all):
     query, key, value, key_global, value_global, marks = _inputs()
-    mask = torch.ones(2, 500, device="cuda")
+    mask, window, dropout_p = (None, 500, 0.0) if covers_all else (torch.ones(2, 500, device="cuda"), 50, 0.1)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(2):
-            pattern = AttentionPattern.from_masks(mask, marks, window=50, max_globals=4)
+            pattern = AttentionPattern.from_masks(mask, marks, window=window, max_globals=4)
             rows = pattern.gather_global(query)
-            out = longformer_attention(query, key, value, rows, key_global, value_global, pattern, dropout_p=0.1)
+            out = longformer_attention(query, key, value, rows, key_global, value_global, pattern, dropout_p=dropout_p)
             out.float().square().mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_cuda_graph_replays_with_other_numbers_and_masks():
+@pytest.mark.parametrize("window", [50, 500], ids=["window", "window_covers_all"])
+def test_a_cuda_graph_replays_with_other_numbers_and_masks(window):
     query, key, value, key_global, value_global, marks = _inputs()
 
     def forward():
-        pattern = AttentionPattern.from_masks(None, marks, window=50, max_globals=4)
+        pattern = AttentionPattern.from_masks(None, marks, window=window, max_globals=4)
         return longformer_attention(
             query, key, value, pattern.gather_global(query), key_global, value_global, pattern, backend="triton"
         )
@@ -89,6 +92,28 @@ def test_a_cuda_graph_replays_with_other_numbers_and_masks():
         marks[:, 200:203] = 1
         graph.replay()
         assert torch.equal(captured, forward())
+
+
+def _fused_attention_in(call):
+    """(which of PyTorch's attention operators ran in a call, its result)."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = call()
+    names = {event.key for event in profile.key_averages()}
+    return names & {"aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_cudnn_attention"}, result
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="PyTorch's kernels are taken on NVIDIA's GPUs")
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_a_window_that_covers_all_takes_pytorchs_kernel(is_causal):
+    """The one that its own attention takes there, with the same bits; a window that does not cover takes none."""
+    packed = torch.randn(2, 500, 3, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    states = [part.transpose(1, 2) for part in packed.unbind(2)]
+    theirs, expected = _fused_attention_in(lambda: scaled_dot_product_attention(*states, is_causal=is_causal))
+    assert len(theirs) == 1
+    ours, out = _fused_attention_in(lambda: sliding_window_attention(*states, window=499, is_causal=is_causal))
+    assert ours == theirs
+    assert torch.equal(out, expected)
+    assert not _fused_attention_in(lambda: sliding_window_attention(*states, window=498, is_causal=is_causal))[0]
 
 
 def test_offsets_beyond_31_bits():

@@ -144,6 +144,7 @@ def dense_calls(monkeypatch):
 DENSE_CASES = {
     "plain": Case(seq_len=50, window=60),
     "causal": Case(seq_len=50, window=(60, 0), is_causal=True),
+    "causal_by_its_window": Case(seq_len=50, window=(49, 0), padding="right"),
     "causal_padded_left": Case(seq_len=50, window=60, is_causal=True, padding="left"),
     "padded": Case(3, 4, 2, 50, 4, 49, padding="whole_row", globals_="some", global_rows=True),
     "holes": Case(3, 4, 2, 50, 4, 49, padding="holes", globals_="all", global_rows=True, scale=-0.4),
@@ -169,11 +170,20 @@ def test_dense_path_does_not_apply_one_key_short(window, dense_calls):
     assert dense_calls.calls == 0
 
 
+def test_dense_path_does_not_apply_where_a_global_key_stands_after_its_queries(dense_calls):
+    check_against_reference(Case(seq_len=50, window=(49, 0), globals_="some"))
+    assert dense_calls.calls == 0
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.5, 1e-3], ids="scale_{}".format)
-@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
-def test_covering_window_with_any_scale(is_causal, scale):
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 60}, {"window": 60, "is_causal": True}, {"window": (60, 0)}],
+    ids=["bidirectional", "causal", "causal_by_its_window"],
+)
+def test_covering_window_with_any_scale(options, scale):
     """PyTorch's fused kernel marks future keys with -inf before it multiplies by the scale: 0 * -inf and -1 * -inf were NaN."""
-    check_against_reference(Case(seq_len=50, window=60, is_causal=is_causal, scale=scale))
+    check_against_reference(Case(seq_len=50, scale=scale, **options))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000], ids="block_of_{}".format)

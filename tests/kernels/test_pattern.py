@@ -98,6 +98,44 @@ def test_band_is_the_window_after_causality():
         assert AttentionPattern.from_masks(shape=(1, 4), window=(3, 2), is_causal=is_causal).band == band
 
 
+MARKED = torch.tensor([[0, 1, 0, 0]])
+COVERING = {
+    "both_sides": ({"window": 3}, "full"),
+    "wider": ({"window": (3, 10)}, "full"),
+    "full_with_globals": ({"window": 3, "global_attention_mask": MARKED}, "full"),
+    "full_with_padding": ({"window": 3, "attention_mask": torch.tensor([[0, 1, 1, 0]])}, "full"),
+    "one_dilation_a_head": ({"window": 3, "dilation": (1, 1)}, "full"),
+    "causal": ({"window": 3, "is_causal": True}, "causal"),
+    "causal_to_the_left": ({"window": (9, 0), "is_causal": True}, "causal"),
+    "causal_with_globals": ({"window": 3, "is_causal": True, "global_attention_mask": MARKED}, "causal"),
+    "causal_by_its_window": ({"window": (3, 0)}, "causal"),
+    "a_global_key_after_its_queries": ({"window": (3, 0), "global_attention_mask": MARKED}, None),
+    "left_one_short": ({"window": (2, 3)}, None),
+    "right_one_short": ({"window": (3, 2)}, None),
+    "causal_one_short": ({"window": 2, "is_causal": True}, None),
+    "one_dilated_head": ({"window": 3, "dilation": (1, 2)}, None),
+    "one_token": ({"window": 0, "shape": (1, 1)}, "full"),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), list(COVERING.values()), ids=list(COVERING))
+def test_covering(options, expected):
+    assert AttentionPattern.from_masks(**{"shape": (1, 4), **options}).covering == expected
+
+
+@hypothesis.given(random_cases(max_len=12, padding="none"))
+@hypothesis.settings(max_examples=200)
+def test_covering_patterns_are_full_or_causal_attention(case):
+    """What is seen is then everything, or the lower triangle; without global keys, the other way round too."""
+    pattern = case.pattern()
+    dense = pattern.to_dense()
+    if pattern.covering is not None:
+        assert torch.equal(dense, torch.ones_like(dense).tril(0 if pattern.covering == "causal" else case.seq_len))
+    elif pattern.global_mask is None and set(pattern.dilations) == {1}:
+        assert not dense.all()
+        assert not torch.equal(dense, torch.ones_like(dense).tril())
+
+
 def test_gather_global_fetches_rows_and_zeros():
     states = torch.randn(2, 3, 5, 4, requires_grad=True)
     marks = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]])
