@@ -223,10 +223,15 @@ def _loops(sass: str) -> list[collections.Counter[str]]:
     return [collections.Counter(names[start:end]) for start, end in inner]
 
 
-def compile_launch(launch: Launch, architecture: str) -> Compiled:
-    """Compile a launch for an architecture; what Triton's compiler raises is not caught."""
+def handle_of(launch: Launch, architecture: str) -> Any:
+    """What Triton's compiler makes of a launch for an architecture; what it raises is not caught."""
     with standing_in(architecture):
-        handle = launch.kernel.warmup(**launch.arguments, grid=(1,), **launch.config.options())
+        return launch.kernel.warmup(**launch.arguments, grid=(1,), **launch.config.options())
+
+
+def compile_launch(launch: Launch, architecture: str) -> Compiled:
+    """Compile a launch for an architecture, and ask the assembler what it takes."""
+    handle = handle_of(launch, architecture)
     registers, spill, serialized = _usage(handle, architecture)
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_G") if name in launch.arguments]
     return Compiled(

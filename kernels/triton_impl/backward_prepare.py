@@ -67,19 +67,23 @@ def prepare_rows(
 
 
 @triton.jit(do_not_specialize=["seq_len"])
-def text_spans(key_mask_ptr, span_ptr, seq_len, BLOCK: tl.constexpr):
+def text_spans(mask_bytes_ptr, key_mask_ptr, span_ptr, seq_len, BLOCK: tl.constexpr):
     """span (batch, 3) int32: the first real token, one past the last, and whether any between them is masked.
 
-    One program owns one sample of key_mask (batch, seq_len).
+    One program owns one sample of the mask (batch, seq_len), which it also writes as int32: the compiler lays out products by
+    the narrowest numbers that their operands depend on, and by bytes lays out some of them wrongly (bench/LOG.md, "a mask of
+    bytes").
     """
     batch = tl.program_id(0)
+    mask_bytes_ptr += batch.to(tl.int64) * seq_len
     key_mask_ptr += batch.to(tl.int64) * seq_len
     first = tl.full([BLOCK], 2147483647, tl.int32)
     last = tl.zeros([BLOCK], tl.int32)
     count = tl.zeros([BLOCK], tl.int32)
     for start in tl.range(0, seq_len, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        real = tl.load(key_mask_ptr + token, mask=token < seq_len, other=0) != 0
+        real = tl.load(mask_bytes_ptr + token, mask=token < seq_len, other=0) != 0
+        tl.store(key_mask_ptr + token, real.to(tl.int32), mask=token < seq_len)
         first = tl.minimum(first, tl.where(real, token, 2147483647))
         last = tl.maximum(last, tl.where(real, token + 1, 0))
         count += real.to(tl.int32)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
+from longformer_triton.kernels import AttentionPattern, longformer_attention, reference, sliding_window_attention
+from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.precision import accumulation_dtype
 
 NAMES = ("query", "key", "value", "query_global", "key_global", "value_global")
@@ -159,7 +161,7 @@ def assert_close_to_float64(kernel_out: Tensor, same_precision_out: Tensor, floa
 
 
 def naive_results(case: Case, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The textbook's attention with every step in the dtype of the inputs: the yardstick for that precision. No dropout.
+    """The textbook's attention with every step in the dtype of the inputs: the yardstick for that precision.
 
     Its gradients belong to probabilities computed again from stored lse, as those of every attention linear in memory. The
     scores of the second product are summed in another order than those in lse, so their errors do not cancel as they do in
@@ -172,7 +174,8 @@ def naive_results(case: Case, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _naive_rows(case: Case, inputs: Sequence[Tensor], *, recompute: bool) -> tuple[Tensor, Tensor]:
     pattern, (query, key, value, *rows) = case.pattern(), inputs
-    out, lse = _naive(query, key, value, pattern.to_dense(), case, recompute)
+    factor, rows_factor = _dropout_factors(case, pattern, query.dtype)
+    out, lse = _naive(query, key, value, pattern.to_dense(), factor, case, recompute)
     if not rows or pattern.global_mask is None:
         return out, lse
     query_global, key_global, value_global = rows
@@ -182,12 +185,25 @@ def _naive_rows(case: Case, inputs: Sequence[Tensor], *, recompute: bool) -> tup
         full[sample, :, index] = query_global[sample, :, :count]
     visible = pattern.global_mask[:, None, :, None].expand(-1, -1, -1, pattern.seq_len)
     visible = visible if pattern.key_mask is None else visible & pattern.key_mask[:, None, None, :]
-    global_out, global_lse = _naive(full, key_global, value_global, visible, case, recompute)
+    global_out, global_lse = _naive(full, key_global, value_global, visible, rows_factor, case, recompute)
     is_global = pattern.global_mask[:, None, :]
     return torch.where(is_global[..., None], global_out, out), torch.where(is_global, global_lse, lse)
 
 
-def _naive(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, case: Case, recompute: bool) -> tuple[Tensor, Tensor]:
+def _dropout_factors(case: Case, pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """(batch, heads, seq_len, seq_len) for window rows and, at the rows of global tokens, for these."""
+    if not case.dropout_p:
+        return None, None
+    dropout = Dropout(torch.tensor(77 + case.seed), round(256 * case.dropout_p))
+    stream = torch.arange(case.batch * case.heads).view(case.batch, case.heads, 1, 1)
+    position = torch.arange(case.seq_len)
+    rows = dropout.factor_at(stream, position[:, None], position, dtype)
+    return reference._window_factor(dropout, pattern, case.heads, dtype), rows
+
+
+def _naive(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, factor: Tensor | None, case: Case, recompute: bool
+) -> tuple[Tensor, Tensor]:
     key, value = (states.repeat_interleave(case.heads // case.key_heads, 1) for states in (key, value))
     scale = case.head_dim**-0.5 if case.scale is None else case.scale
     seen = visible.any(-1, keepdim=True)
@@ -202,7 +218,33 @@ def _naive(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, case: Cas
         wide = accumulation_dtype(scores.dtype)
         again = masked(query.flip(-1) @ key.flip(-1).transpose(-1, -2))
         probabilities = (again.to(wide) - torch.logsumexp(scores.to(wide), -1, keepdim=True)).exp().to(scores.dtype)
+    if factor is not None:
+        probabilities = probabilities * factor
     return probabilities.masked_fill(~seen, 0.0) @ value, lse.masked_fill(~seen[..., 0], -torch.inf)
+
+
+class _Tf32Product(torch.autograd.Function):
+    """A float32 product as matrix units make it in TF32: the last 13 bits of both factors count for nothing."""
+
+    @staticmethod
+    def forward(ctx, left, right):
+        left, right = ((states.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32) for states in (left, right))
+        ctx.save_for_backward(left, right)
+        return left.matmul(right)
+
+    @staticmethod
+    def backward(ctx, grad):
+        left, right = ctx.saved_tensors
+        return _Tf32Product.apply(grad, right.mT), _Tf32Product.apply(left.mT, grad)
+
+
+class Tf32Products(TorchFunctionMode):
+    """Within it, products of two tensors are those of TF32, in both directions; no CPU has them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul):
+            return _Tf32Product.apply(*args)
+        return function(*args, **(kwargs or {}))
 
 
 # One option at a time, then the options that share code with each other.

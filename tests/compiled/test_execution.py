@@ -1,0 +1,122 @@
+"""The compiled kernels, run without a GPU: right in every precision, in bounds, and free of races.
+
+``ptx_machine`` executes the PTX that Triton emits for each architecture. What the interpreter cannot see is seen here: bfloat16
+and TF32, the copy engine and its swizzles, fragments of matrix instructions, contractions to fused products, barriers.
+"""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from attention_cases import Case, Tf32Products, assert_close_to_float64, assert_same, naive_results, poisoned_allocations
+
+from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Target
+
+# Tiles have 128 rows and 64 columns on most architectures: these lengths have several, and a cut one.
+PLAIN = Case(batch=1, heads=2, seq_len=200, head_dim=64, window=(70, 50))
+CASES = {
+    "window": PLAIN,
+    "causal_with_sinks": dataclasses.replace(PLAIN, window=(90, 0), is_causal=True, globals_="some", scale=-0.2),
+    "everything": Case(
+        batch=2, heads=2, key_heads=1, seq_len=150, head_dim=64, window=(30, 80), padding="holes", globals_="some",
+        global_rows=True, tokens_first=True,
+    ),
+    "dilated_head_dim_80": Case(
+        batch=1, heads=2, seq_len=150, head_dim=80, window=20, dilation=(1, 3), padding="right", globals_="some",
+        global_rows=True,
+    ),
+}  # fmt: skip
+CASES["everything_and_dropout"] = dataclasses.replace(CASES["everything"], dropout_p=0.3)
+ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+EXAMPLES = [
+    *((name, architecture, "bfloat16") for name in ("window", "everything") for architecture in ARCHITECTURES),
+    ("causal_with_sinks", "sm_80", "float16"),
+    ("dilated_head_dim_80", "sm_90", "bfloat16"),
+    ("everything_and_dropout", "sm_90", "bfloat16"),
+    ("window", "sm_80", "float32"),
+    ("window", "sm_90", "tf32"),
+]
+
+
+@pytest.fixture
+def use_products():
+    """A function that sets what becomes of float32 products, and returns the dtype of a precision."""
+    before = torch.get_float32_matmul_precision()
+
+    def use(precision: str) -> torch.dtype:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        return torch.float32 if precision == "tf32" else getattr(torch, precision)
+
+    yield use
+    torch.set_float32_matmul_precision(before)
+
+
+def assert_errors_of_the_same_precision(case, precision, dtype):
+    inputs = case.inputs(dtype)
+    with poisoned_allocations():
+        got = case.results(inputs, "triton")
+    exact = case.results([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
+    with Tf32Products() if precision == "tf32" else contextlib.nullcontext():
+        same = naive_results(case, inputs)
+    for name in got:
+        assert_close_to_float64(got[name], same[name], exact[name], name)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids="-".join)
+def test_errors_are_those_of_the_same_precision(example, on_machine, use_products):
+    name, architecture, precision = example
+    on_machine(architecture)
+    assert_errors_of_the_same_precision(CASES[name], precision, use_products(precision))
+
+
+def shipped_problems():
+    """(architecture, precision, head_dim, dropout, checks, dilation): every choice that the table has configurations for."""
+    for architecture in ARCHITECTURES:
+        target = Target.named(architecture)
+        for precision in ("half", "tf32", "ieee"):
+            for head_dim in HEAD_DIMS:
+                for dropout in (False, True):
+                    for checks in (False, True):
+                        for dilation in (1, 3) if target.descriptors else (1,):
+                            descriptors = target.descriptors and dilation == 1 and precision != "ieee"
+                            if not target.missing(head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors):
+                                yield architecture, precision, head_dim, dropout, checks, dilation
+
+
+def problem_id(problem) -> str:
+    architecture, precision, head_dim, dropout, checks, dilation = problem
+    return "-".join(
+        [architecture, precision, str(head_dim), *["dropout"] * dropout, *["checks"] * checks, *["dilated"] * (dilation > 1)]
+    )
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("problem", list(shipped_problems()), ids=problem_id)
+def test_every_shipped_configuration(problem, on_machine, use_products):
+    architecture, precision, head_dim, dropout, checks, dilation = problem
+    case = Case(
+        batch=1, heads=1, key_heads=1, seq_len=150 * dilation, head_dim=head_dim, window=(70, 30), dilation=dilation,
+        padding="left" if checks else "none", globals_="some" if checks else "none", global_rows=checks,
+        dropout_p=0.1 if dropout else 0.0,
+    )  # fmt: skip
+    half = "float16" if dilation > 1 else "bfloat16"
+    precision = {"half": half, "ieee": "float32"}.get(precision, precision)
+    on_machine(architecture)
+    assert_errors_of_the_same_precision(case, precision, use_products(precision))
+
+
+def test_two_runs_are_equal_to_the_bit(on_machine):
+    case = CASES["everything_and_dropout"]
+    on_machine("sm_90", find_races=False)
+    inputs = case.inputs(torch.bfloat16)
+    assert_same(case.results(inputs, "triton"), case.results(inputs, "triton"), 0)
+
+
+def test_dropout_masks_are_those_of_the_pytorch_backend(on_machine):
+    """Scores of zero and values of one make each output the number of keys that were kept, of some eighty."""
+    on_machine("sm_80", find_races=False)
+    case = dataclasses.replace(CASES["everything_and_dropout"], padding="none")
+    inputs = [torch.full_like(tensor, slot % 3 == 2) for slot, tensor in enumerate(case.inputs(torch.float16))]
+    got, expected = (case.run(inputs, backend)[0] for backend in ("triton", "torch"))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)
