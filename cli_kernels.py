@@ -48,8 +48,12 @@ def inspect(
     console = Console()
     variant = _variant(head_dim, dtype, checks, dropout)
     for name in _architectures(architecture):
-        with console.status(f"compiling for {name}"):
-            kernels = list(compiled_kernels(variant, name))
+        try:
+            with console.status(f"compiling for {name}"):
+                kernels = list(compiled_kernels(variant, name))
+        except NotImplementedError as refusal:
+            console.print(f"[yellow]refused[/yellow] {refusal}")
+            continue
         console.print(as_table(variant, name, kernels))
 
 

@@ -124,11 +124,11 @@ def launches_of(
     *,
     seq_len: int = 256,
     heads: int = 2,
+    num_globals: int = 4,
     device: str = "cpu",
 ) -> list[Launch]:
     """Every launch of a forward and a backward pass over random tensors; on the CPU they are for compiling only."""
     target = Target.named(architecture, trial)
-    num_globals = 4
 
     def states(tokens: int) -> torch.Tensor:
         return torch.randn(1, heads, tokens, variant.head_dim, dtype=variant.dtype, device=device)
@@ -190,6 +190,11 @@ class Compiled:
             file.write(self.handle.asm["cubin"])
             file.flush()
             return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+
+    @property
+    def uses_matrix_units(self) -> bool:
+        """Whether NVIDIA's matrix units compute any product: in half precision or in TF32, never in exact float32."""
+        return any(name in self.assembly for name in ("HMMA", "HGMMA", "UTCHMMA"))
 
     @functools.cached_property
     def main_loop(self) -> collections.Counter[str]:

@@ -211,7 +211,11 @@ def _examine_compiler(console: Console, *, thorough: bool) -> bool:
     well = True
     for architecture, head_dim in _architectures_to_compile(thorough):
         for variant in (Variant(head_dim), Variant(head_dim, checks=True)):
-            kernels = list(compiled_kernels(variant, architecture))
+            try:
+                kernels = list(compiled_kernels(variant, architecture))
+            except NotImplementedError as refusal:
+                console.print(f"[yellow]refused[/yellow] {refusal}")
+                continue
             fits = all(compiled.fits for compiled in kernels)
             well = well and fits
             state = "[green]ok[/green]" if fits else "[red]SPILLS[/red]"

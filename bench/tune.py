@@ -1,11 +1,12 @@
 """``bench tune``: rows for the table of launch configurations, ``kernels/triton_impl/configurations.csv``.
 
-Without a GPU, by compiling: the first tile of a list, most wanted first, that spills nothing and fits. With one, by measuring:
-of all tiles that compile so, the fastest.
+Without a GPU, by compiling: the first tile of a list, most wanted first, that spills nothing, fits, and runs on the machine of
+``ptx_machine`` without a fault. With one, by measuring: of all tiles that compile so, the fastest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 import subprocess
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import triton
-from triton.compiler.errors import CompilationError
+from triton.errors import TritonError
 
 from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of
+from longformer_triton.bench.ptx_machine.launches import run_launch
+from longformer_triton.bench.ptx_machine.memory import FaultError
 from longformer_triton.kernels.triton_impl.problem import Launch
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
@@ -42,8 +45,8 @@ _KEY_TILES = (
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
 _NARROW_TILES = (
-    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (32, 64, 8, 1), (16, 64, 8, 1), (16, 64, 16, 1), (32, 32, 4, 1),
-    (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (64, 64, 16, 1, 128), (32, 64, 8, 1), (16, 64, 8, 1), (16, 64, 16, 1),
+    (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
 )  # fmt: skip
 CANDIDATES = {
     "forward": _QUERY_TILES,
@@ -64,8 +67,9 @@ def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dr
     for block_m, block_n, warps, stages, *cap in CANDIDATES[kernel]:
         too_large = block_m * block_n > 64 * 64 and (head_dim > 128 or precision == "ieee")
         split_bytes = dropout and kernel in _BYTES_BY_TILE and block_n % 64
-        # A cap is for NVIDIA's assembler, and worth a try where a program is small enough.
-        no_cap = cap and (not ARCHITECTURES[architecture].is_nvidia or head_dim > 64 or precision != "half")
+        # A cap is for NVIDIA's assembler, and worth a try where a program is small enough or would get too few.
+        small = warps > 8 or (head_dim <= 64 and precision == "half")
+        no_cap = cap and not (ARCHITECTURES[architecture].is_nvidia and small)
         if not (too_large or split_bytes or no_cap):
             configs.append(Config(block_m, block_n, warps, stages, cap[0] if cap else None))
     return configs
@@ -82,9 +86,59 @@ def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -
     launch = launch_of(kernel, variant, architecture, config)
     try:
         compiled = compile_launch(launch, architecture)
-    except (RuntimeError, CompilationError, subprocess.CalledProcessError):  # passes and assemblers that give up
+    except (RuntimeError, TritonError, subprocess.CalledProcessError):  # passes and assemblers that give up
         return None
-    return compiled if compiled.fits else None
+    inexact = variant.precision == "ieee" and ARCHITECTURES[architecture].is_nvidia and compiled.uses_matrix_units
+    return compiled if compiled.fits and not inexact else None
+
+
+# What a kernel writes, and who writes what it reads.
+_RESULTS = ("out_ptr", "lse_ptr", "grad_query_ptr", "grad_key_ptr", "grad_value_ptr")
+_BEFORE = ("text_spans", "prepare_rows")
+
+
+def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
+    """None when a compiled kernel runs as it should on the machine of ``ptx_machine``, which is NVIDIA's; else what is wrong.
+
+    Copies and products that overlap must not race, and their overlapping must not change a bit of the results.
+    """
+    if not ARCHITECTURES[architecture].is_nvidia:
+        return None
+    results = []
+    for stages in sorted({1, config.num_stages}):
+        torch.manual_seed(0)
+        trial = dict.fromkeys(KERNELS, dataclasses.replace(config, num_stages=stages))
+        launches = launches_of(variant, architecture, trial, heads=1, num_globals=40)
+        own = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+        written = [tensor for name, tensor in own.arguments.items() if name in _RESULTS or name.startswith("partial")]
+        for tensor in written:
+            tensor.zero_()
+        try:
+            for launch in launches[: launches.index(own)]:
+                if launch.kernel.__name__ in _BEFORE:
+                    run_launch(launch, architecture)
+            run_launch(own, architecture, find_races=stages == config.num_stages)
+        except FaultError as fault:
+            return str(fault)
+        results.append(written)
+    same = all(torch.equal(one, other) for one, other in zip(results[0], results[-1], strict=True))
+    return None if same else f"{kernel} on {architecture}: another result with {config.num_stages} stages than with one"
+
+
+def _by_wish(kernel: str, options: list[Config], dropout: bool) -> list[Config]:
+    """The same, but last those with fewer than 16 rows of scores a warp, which compute every softmax more than once."""
+
+    def repeats(config: Config) -> bool:
+        rows = config.block_n if kernel == "backward_key_value" and not dropout else config.block_m
+        return kernel in WINDOW_KERNELS and rows < 16 * config.num_warps
+
+    return sorted(options, key=repeats)
+
+
+def _table_name(kernel: str, architecture: str, variant: Variant) -> str:
+    """The architecture as a row names it: tiles that pointers load have rows of their own where there is a copy engine."""
+    by_pointers = kernel in WINDOW_KERNELS and (variant.dilation > 1 or variant.precision == "ieee")
+    return architecture + POINTERS * (by_pointers and Target.named(architecture).descriptors)
 
 
 def first_that_fits(
@@ -95,22 +149,20 @@ def first_that_fits(
     if start is not None:
         place = next((place for place, config in enumerate(options) if config == start), 0)
         options = options[place:]
-    for tried, config in enumerate(options):
+    for tried, config in enumerate(_by_wish(kernel, options, variant.dropout)):
         compiled = compiles(kernel, variant, architecture, config)
-        if compiled is not None:
+        fault = None if compiled is None else fault_of(kernel, variant, architecture, config)
+        if fault is not None:
+            say(f"{config}: {fault}")
+        elif compiled is not None:
             first = tried == 0 and len(options) == len(
                 candidates(kernel, architecture, variant.precision, variant.head_dim, False)
             )
             reason = ("as wanted" if first else "largest without spills") + f", {compiled.registers} registers"
             if ARCHITECTURES[architecture].is_nvidia:
                 reason += f", {compiled.blocks} at once on a multiprocessor"
-            by_pointers = (
-                Target.named(architecture).descriptors
-                and kernel in WINDOW_KERNELS
-                and (variant.dilation > 1 or variant.precision == "ieee")
-            )
             return Row(
-                architecture + POINTERS * by_pointers, variant.precision, kernel, variant.head_dim, variant.dropout,
+                _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
                 variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
             )  # fmt: skip
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
@@ -137,8 +189,8 @@ def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: 
     best, config, compiled = min(timed, key=lambda entry: entry[0])
     reason = f"fastest of {len(timed)} on {torch.cuda.get_device_name(device)}, {best * 1e3:.1f} us"
     return Row(
-        architecture, variant.precision, kernel, variant.head_dim, variant.dropout, variant.checks, config, compiled.registers,
-        compiled.shared_bytes, reason,
+        _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
+        variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
     )  # fmt: skip
 
 
@@ -172,7 +224,8 @@ def table(
         found: dict[tuple[int, bool, bool], Config] = {}
         checks_too = (False, True) if every_problem and kernel in WINDOW_KERNELS else (True,)
         for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
-            easier = [config for key, config in found.items() if key[0] <= head_dim and key[1] <= dropout and key[2] <= checks]
+            # Not across dropout, with which the rows of scores in dk and dv are others.
+            easier = [config for key, config in found.items() if key[0] <= head_dim and key[1] == dropout and key[2] <= checks]
             start = None
             if easier:
                 options = candidates(kernel, architecture, precision, head_dim, dropout)

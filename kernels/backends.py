@@ -12,6 +12,8 @@ BACKENDS = ("triton", "torch", "reference")
 # What a call that leaves the choice gets on a GPU: the kernels, or the PyTorch backend where their table of configurations has
 # no line for the problem. The operators decide, since a traced function cannot read the table.
 AUTOMATIC = "triton, else torch"
+# What a call gets that asked for the kernels and wants gradients: those must be served too, or it is refused.
+BOTH_WAYS = "triton, both ways"
 LARGEST_HEAD_DIM = 256
 # Constants, so that torch.compile sees them as such.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None

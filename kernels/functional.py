@@ -80,7 +80,7 @@ def sliding_window_attention(
     checks.pattern_fits(pattern, batch, heads, seq_len, query.device)
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query.device)
-    chosen = _choose(backend, query, head_dim)
+    chosen = _choose(backend, (query, key, value), head_dim)
     if chosen == "reference":
         out, lse = reference.attention(query, key, value, pattern, factor, dropout)
     else:
@@ -129,8 +129,8 @@ def longformer_attention(
     checks.global_inputs(query, query_global, key_global, value_global, pattern)
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query.device)
-    chosen = _choose(backend, query, head_dim)
     inputs = (query, key, value, query_global, key_global, value_global)
+    chosen = _choose(backend, inputs, head_dim)
     if chosen == "reference":
         out, lse = reference.longformer_attention(inputs, pattern, factor, dropout)
     else:
@@ -175,7 +175,7 @@ def absorbed_global_attention(
     heads, head_dim = query_global.shape[1], query_global.shape[3]
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query_global.device)
-    chosen = _choose(backend, query_global, None)
+    chosen = _choose(backend, (query_global,), None)
     # Rows at -1 may hold NaN, which must not reach the gradient of the weights either.
     rows = torch.where((pattern.global_index >= 0)[:, None, :, None], query_global, query_global.new_zeros(()))
     key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
@@ -290,9 +290,15 @@ def _dropout(dropout_p: float, seed: Tensor | None, device: torch.device) -> Dro
     return Dropout(seed, threshold)
 
 
-def _choose(requested: str | None, query: Tensor, head_dim: int | None) -> str:
-    """The backend that runs; says once when that is not a GPU kernel."""
+def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | None) -> str:
+    """The backend that runs, by the operators' names; says once when that is not a GPU kernel.
+
+    Whether gradients are wanted is known here alone: inside an operator none ever are.
+    """
+    query = inputs[0]
     chosen = backends.choose(requested, query.device, query.dtype, head_dim)
+    if chosen == "triton" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return backends.BOTH_WAYS
     if requested is None and chosen == "torch" and not torch.compiler.is_compiling() and "torch" not in _told:
         _told.add("torch")
         reason = backends.why_not("triton", query.device, query.dtype, head_dim)

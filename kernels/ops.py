@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer_triton.kernels.backends import AUTOMATIC
+from longformer_triton.kernels.backends import AUTOMATIC, BOTH_WAYS
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
@@ -48,15 +48,15 @@ def backend_module(name: str, window: States | None, pattern: AttentionPattern, 
     """The module of a backend: forward and backward of both operators, as plain functions.
 
     Args:
-        name: of a backend, or AUTOMATIC.
+        name: of a backend, AUTOMATIC or BOTH_WAYS.
         window: query, key and value of ``attention``; None for ``global_rows``, whose products need no configuration.
         pattern, dropout: what the kernels would have to serve.
 
     Raises:
-        NotImplementedError: the Triton backend was asked for by name, gradients are wanted, and it could not give them.
+        NotImplementedError: the kernels were asked for BOTH_WAYS, and have no configuration for one of them.
     """
     reason = None
-    if window is not None and (name == AUTOMATIC or (name == "triton" and _wants_gradients(window))):
+    if window is not None and name in (AUTOMATIC, BOTH_WAYS):
         problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
         reason = problem.why_not_served(window, pattern, dropout=dropout)
     if name == AUTOMATIC:
@@ -66,11 +66,9 @@ def backend_module(name: str, window: States | None, pattern: AttentionPattern, 
             _log.info("PyTorch backend in use on %s: %s", pattern.device, reason)
     elif reason is not None:
         raise NotImplementedError(reason)
+    elif name == BOTH_WAYS:
+        name = "triton"
     return importlib.import_module(_BACKEND_MODULES[name])
-
-
-def _wants_gradients(states: States) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in states)
 
 
 def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:

@@ -19,13 +19,13 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
-    SOMEWHERE,
     in_window,
     keep_pairs,
     keep_tile,
     load_rows,
     real_steps,
     store_rows,
+    takes_part,
     text_span,
 )
 
@@ -84,7 +84,7 @@ def columns_grad_key_value(
         inside = (token >= first) & (token < end)
         normaliser = tl.load(normaliser_ptr + row + token, mask=inside, other=NOWHERE)
         delta = tl.load(delta_ptr + row + token, mask=inside, other=0.0)
-        alive = normaliser < SOMEWHERE
+        alive = takes_part(normaliser)
         query = load_rows(query_ptr, token, query_stride_n, alive, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_M, BLOCK_D]
         grad_out = load_rows(grad_out_ptr, token, grad_out_stride_n, alive, grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE)
         if FLIP_QUERY:
@@ -135,7 +135,7 @@ def rows_grad_query(
     slot = block * BLOCK_G + tl.arange(0, BLOCK_G)
     normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
     delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
-    alive = normaliser < SOMEWHERE
+    alive = takes_part(normaliser)
     token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
     query = load_rows(
         query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,
@@ -210,7 +210,7 @@ def rows_grad_key_value(
             slot = start + tl.arange(0, BLOCK_G)
             normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
             delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
-            alive = normaliser < SOMEWHERE
+            alive = takes_part(normaliser)
             token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
             query = load_rows(
                 query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,

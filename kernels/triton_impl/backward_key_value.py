@@ -15,7 +15,6 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
-    SOMEWHERE,
     keep_tile,
     load_row_numbers,
     load_rows,
@@ -24,6 +23,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     steps_before,
     store_rows,
     strand_of,
+    takes_part,
     text_span,
     tile_phases,
     visible_pairs,
@@ -88,7 +88,7 @@ def _window_grad_key_value(
             normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
         # Masked queries may hold NaN: they are not loaded, or put to zero.
-        alive = real & (normaliser < SOMEWHERE) if CHECK == HOLES else real
+        alive = real & (takes_part(normaliser)) if CHECK == HOLES else real
         # [BLOCK_M, BLOCK_D] each
         query = load_tile(
             query_tiles, query_ptr, batch, head, query_start, token, query_stride_n, alive, 1,

@@ -47,7 +47,7 @@ def prepare_rows(
         if HAS_GLOBAL_ROWS:
             real = real & (tl.load(global_mask_ptr + batch_64 * seq_len + token, mask=real, other=1) == 0)
     lse = tl.load(lse_ptr + (batch_64 * heads + head_64) * seq_len + token, mask=real, other=float("-inf"))
-    real = real & (lse > float("-inf"))
+    real = real & (lse != float("-inf"))
 
     # [BLOCK_M, BLOCK_D] each
     out = load_rows(
@@ -70,7 +70,7 @@ def prepare_rows(
 def text_spans(mask_bytes_ptr, key_mask_ptr, span_ptr, seq_len, BLOCK: tl.constexpr):
     """span (batch, 3) int32: the first real token, one past the last, and whether any between them is masked.
 
-    One program owns one sample of the mask (batch, seq_len), which it also writes as int32: the compiler lays out products by
+    One program owns one sample of the mask (batch, seq_len), which it also writes as int16: the compiler lays out products by
     the narrowest numbers that their operands depend on, and by bytes lays out some of them wrongly (bench/LOG.md, "a mask of
     bytes").
     """
@@ -83,7 +83,7 @@ def text_spans(mask_bytes_ptr, key_mask_ptr, span_ptr, seq_len, BLOCK: tl.conste
     for start in tl.range(0, seq_len, BLOCK):
         token = start + tl.arange(0, BLOCK)
         real = tl.load(mask_bytes_ptr + token, mask=token < seq_len, other=0) != 0
-        tl.store(key_mask_ptr + token, real.to(tl.int32), mask=token < seq_len)
+        tl.store(key_mask_ptr + token, real.to(tl.int16), mask=token < seq_len)
         first = tl.minimum(first, tl.where(real, token, 2147483647))
         last = tl.maximum(last, tl.where(real, token + 1, 0))
         count += real.to(tl.int32)

@@ -14,7 +14,6 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
-    SOMEWHERE,
     in_window,
     keep_pairs,
     keep_tile,
@@ -24,6 +23,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     steps_before,
     store_rows,
     strand_of,
+    takes_part,
     text_span,
     tile_phases,
     visible_pairs,
@@ -120,7 +120,7 @@ def window_grad_query(
     normaliser = tl.load(normaliser_ptr + row, mask=in_strand, other=NOWHERE)
     delta = tl.load(delta_ptr + row, mask=in_strand, other=0.0)
     # Rows that take no part may hold NaN: they are not loaded.
-    alive = normaliser < SOMEWHERE
+    alive = takes_part(normaliser)
     query = load_rows(
         query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, token, query_stride_n, alive, 1,
         HEAD_DIM, BLOCK_D, EDGE,

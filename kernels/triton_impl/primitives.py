@@ -153,6 +153,12 @@ def load_row_numbers(ptr, token, real, other, CHECK: tl.constexpr):
 
 
 @triton.jit
+def takes_part(normaliser):
+    """[rows] bool: rows whose normaliser is not NOWHERE. NaN takes part, so that gradients tell of it too."""
+    return (normaliser >= SOMEWHERE) == 0
+
+
+@triton.jit
 def store_rows(ptr, token, stride, rows, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Store [rows, BLOCK_D] at ``token`` where ``real``, rounded to the pointer's type."""
     channel = tl.arange(0, BLOCK_D)
@@ -187,8 +193,11 @@ def softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPO
 
 @triton.jit
 def softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real):
-    """(out [M, D], lse [M], natural log) of an online softmax; 0 and -inf in rows that are not ``real`` or saw no key."""
-    seen = real & (row_max > -SOMEWHERE)
+    """(out [M, D], lse [M], natural log) of an online softmax; 0 and -inf in rows that are not ``real`` or saw no key.
+
+    NaN in a query or key, which a maximum passes over, has made its way into the sum, and must be seen.
+    """
+    seen = real & ((row_max > -SOMEWHERE) | (row_sum != row_sum))
     out = tl.where(seen[:, None], acc * (rescale / row_sum)[:, None], 0.0)
     lse = tl.where(seen, (row_max * scale_log2 + tl.log2(row_sum)) * LN2, float("-inf"))
     return out, lse

@@ -168,12 +168,12 @@ class Problem:
         self.key_value = {"key": key, "value": value}
 
     def spans(self) -> Iterator[Launch]:
-        """Where each text begins and ends, and its mask as int32, which the kernels of this call read."""
+        """Where each text begins and ends, and its mask as int16, which the kernels of this call read."""
         key_mask = self.pattern.key_mask
         if key_mask is not None:
             self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
-            self.arguments["key_mask_ptr"] = self.query.new_empty((self.batch, self.seq_len), dtype=torch.int32)
-            own = {"mask_bytes_ptr": key_mask.contiguous().view(torch.uint8), "BLOCK": 1024}
+            self.arguments["key_mask_ptr"] = self.query.new_empty((self.batch, self.seq_len), dtype=torch.int16)
+            own = {"mask_bytes_ptr": key_mask.contiguous().view(torch.uint8), "BLOCK": 8192}
             yield Launch.of(text_spans, self.batch, Config(1, 1, num_warps=8), {**self.arguments, **own})
 
     def of_rows(self, rows: States) -> Problem:

@@ -15,8 +15,7 @@ if os.environ.get("TRITON_INTERPRET") != "0":
 @pytest.fixture
 def on_machine(monkeypatch):
     """A function that lets the Triton backend run on CPU tensors as on a GPU of a named architecture, by ``ptx_machine``."""
-    from ptx_machine.launches import run_launch
-
+    from longformer_triton.bench.ptx_machine.launches import run_launch
     from longformer_triton.kernels import backends
     from longformer_triton.kernels.triton_impl import launch, problem
     from longformer_triton.kernels.triton_impl.tuning import Target

@@ -1,11 +1,12 @@
 """``bench inspect`` and ``doctor`` print what they promise, without a GPU."""
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from longformer_triton.bench.compiled import Variant, compile_launch, matrix_share
 from longformer_triton.bench.inspect import PRODUCTS
-from longformer_triton.bench.tune import launch_of
+from longformer_triton.bench.tune import compiles, fault_of, launch_of
 from longformer_triton.cli import app
 from longformer_triton.kernels.triton_impl.tuning import Config
 
@@ -31,6 +32,26 @@ def test_unknown_architecture():
     result = CliRunner().invoke(app, ["bench", "inspect", "--architecture", "sm_42"])
     assert result.exit_code == 2
     assert "sm_42" in result.output
+
+
+def test_what_is_refused_is_said():
+    result = CliRunner().invoke(app, ["bench", "inspect", "--architecture", "sm_86,sm_90", "--head-dim", "256", "--checks"])
+    assert result.exit_code == 0, result.output
+    assert "refused" in result.output
+    assert "head_dim 256" in result.output
+
+
+def test_tuning_refuses_what_races():
+    """With two stages, the compiler copies queries into the buffer that a product under way still reads."""
+    variant = Variant(checks=True, dropout=True)
+    fault = fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 2))
+    assert "shared memory is written where a matrix product may still read" in fault
+    assert fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 1)) is None
+
+
+def test_tuning_takes_no_tf32_for_exact_products():
+    variant = Variant(dtype=torch.float32, checks=True, dropout=True)
+    assert compiles("rows_backward_key_value", variant, "sm_100", Config(64, 64, 8, 1)) is None
 
 
 def test_the_clean_loop_masks_nothing():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ptx_machine.machine import Code, Program
-from ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
-from ptx_machine.parse import parse
-from ptx_machine.values import Registers, bfloat16_bits, compute_of, from_bfloat16
+
+from longformer_triton.bench.ptx_machine.machine import Code, Program
+from longformer_triton.bench.ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
+from longformer_triton.bench.ptx_machine.parse import parse
+from longformer_triton.bench.ptx_machine.values import Registers, bfloat16_bits, compute_of, from_bfloat16
 
 BEGIN = """
     ld.param.b64 %rd1, [first];
@@ -70,7 +71,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults(fault, monkeypatch):
-    monkeypatch.setattr("ptx_machine.machine.LIMIT", 1000)
+    monkeypatch.setattr("longformer_triton.bench.ptx_machine.machine.LIMIT", 1000)
     body, message = FAULTS[fault]
     with pytest.raises(FaultError, match=message):
         execute(body)

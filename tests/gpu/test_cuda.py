@@ -81,6 +81,7 @@ def test_a_cuda_graph_replays_with_other_numbers_and_masks(window):
 
     with torch.no_grad():
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             forward()
         torch.cuda.current_stream().wait_stream(stream)

@@ -179,6 +179,22 @@ def test_nan_in_masked_tokens_stays_there(padding, descriptors, use_tiles):
     assert_same(case.results(dirty, "triton"), case.results(clean, "triton"), 0)
 
 
+@pytest.mark.parametrize("slot", [0, 1], ids=["query", "key"])
+def test_nan_is_passed_on(slot):
+    """What a maximum passes over must not end as a row that saw nothing, nor as a gradient of zero."""
+    case = Case(seq_len=40, globals_="some", global_rows=True, padding="right")
+    inputs = case.inputs()
+    with torch.no_grad():
+        inputs[slot][1, 0, 3] = torch.nan
+    got, expected = (case.results(inputs, backend) for backend in ("triton", "reference"))
+    for name in ("out", "lse"):
+        assert expected[name].isnan().any()
+        assert torch.equal(got[name].isnan(), expected[name].isnan()), name
+    rows = got["out"].isnan().any(-1)
+    assert got["grad of query"][rows].isnan().all()
+    assert got["grad of key"][1, 0, :7].isnan().all()
+
+
 def test_incoming_gradients_may_have_any_strides():
     """The gradient of a sum has strides of zero, that of a transposed result no unit stride."""
     case = Case(seq_len=40, globals_="some", global_rows=True)

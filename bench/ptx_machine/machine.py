@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ptx_machine.matrices import matrix_step
-from ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
-from ptx_machine.parse import Instruction, Kernel
-from ptx_machine.tensor_memory import tensor_step
-from ptx_machine.transfers import SHARED_BASE, Unfinished, transfer_step
-from ptx_machine.values import Compute, Registers, as_register, compute_of
+from longformer_triton.bench.ptx_machine.matrices import matrix_step
+from longformer_triton.bench.ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
+from longformer_triton.bench.ptx_machine.parse import Instruction, Kernel
+from longformer_triton.bench.ptx_machine.tensor_memory import tensor_step
+from longformer_triton.bench.ptx_machine.transfers import SHARED_BASE, TensorMap, Unfinished, transfer_step
+from longformer_triton.bench.ptx_machine.values import Compute, Registers, as_register, compute_of
 
 _LANES = 32
 LIMIT = 5_000_000
@@ -22,8 +22,17 @@ LIMIT = 5_000_000
 class Program:
     """The state of one program (a block of threads)."""
 
-    def __init__(self, number: int, warps: int, parameters: dict[str, Any], memory: GlobalMemory, shared: SharedMemory) -> None:
+    def __init__(
+        self,
+        number: int,
+        warps: int,
+        parameters: dict[str, int | float],
+        memory: GlobalMemory,
+        shared: SharedMemory,
+        tensor_maps: dict[int, TensorMap] | None = None,
+    ) -> None:
         self.number, self.parameters, self.memory, self.shared = number, parameters, memory, shared
+        self.tensor_maps = tensor_maps or {}
         self.threads = warps * _LANES
         self.tid = np.arange(self.threads, dtype=np.uint32)
         self.warp = (self.tid // _LANES).astype(np.int16)
@@ -54,11 +63,10 @@ Step = Callable[[Program, "np.ndarray | None"], None]
 
 
 def _computing(instruction: Instruction, compute: Compute) -> Step:
-    target = instruction.operands[0]
-    names = target if isinstance(target, tuple) else (target,)
+    names = instruction.names(0)
 
     def step(program: Program, mask: np.ndarray | None) -> None:
-        program.write(names, compute(program.registers), mask)  # type: ignore[arg-type]
+        program.write(names, compute(program.registers), mask)
 
     return step
 
@@ -67,22 +75,22 @@ def _parameter(instruction: Instruction, names: set[str]) -> Step | None:
     """ld.param, and what names a parameter or shared memory as such."""
     opcode = instruction.opcode
     if opcode[:2] == ("ld", "param"):
-        target, place = instruction.operands
+        target, place = instruction.name(0), instruction.place(1)
         kind = {"b32": np.uint32, "b64": np.uint64, "s32": np.int32, "u32": np.uint32, "u64": np.uint64}[opcode[-1]]
 
         def load(program: Program, mask: np.ndarray | None) -> None:
-            number = program.parameters[place.base]  # type: ignore[union-attr]
+            number = program.parameters[place.base]
             bits = np.float32(number).view(np.uint32) if isinstance(number, float) else number % 2 ** (8 * kind().itemsize)
             value = np.array(bits, f"u{kind().itemsize}").view(kind)
-            program.write((target,), (value,), mask)  # type: ignore[arg-type]
+            program.write((target,), (value,), mask)
 
         return load
     if opcode[0] == "mov" and instruction.operands[1] == "global_smem":
-        target = instruction.operands[0]
-        return lambda program, mask: program.write((target,), (np.array(SHARED_BASE, np.uint32),), mask)  # type: ignore[arg-type]
+        target = instruction.name(0)
+        return lambda program, mask: program.write((target,), (np.array(SHARED_BASE, np.uint32),), mask)
     if opcode[0] == "mov" and instruction.operands[1] in names:
-        target, name = instruction.operands
-        return lambda program, mask: program.write((target,), (np.array(program.parameters[name], np.uint64),), mask)  # type: ignore
+        target, name = instruction.name(0), instruction.name(1)
+        return lambda program, mask: program.write((target,), (np.array(program.parameters[name], np.uint64),), mask)
     return None
 
 
@@ -156,7 +164,7 @@ class Code:
                 mask = None
         if step is None:
             is_return = instruction.opcode[0] == "ret"
-            threads.jump(mask, len(self._steps) if is_return else self._kernel.labels[instruction.operands[0]])  # type: ignore[index]
+            threads.jump(mask, len(self._steps) if is_return else self._kernel.labels[instruction.name(0)])
         elif instruction.opcode[:2] == ("bar", "sync"):
             if threads.meet():
                 step(program, mask)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ptx_machine.parse import Instruction, Operand, register_bits
+from longformer_triton.bench.ptx_machine.parse import Instruction, Operand, register_bits
 
 TYPES: dict[str, Any] = {
     "pred": np.bool_,
@@ -34,6 +34,8 @@ class Registers(dict[str, np.ndarray]):
 
 
 Reader = Callable[[Registers], np.ndarray]
+# A function of arrays, one for each operand
+Function = Callable[..., np.ndarray]
 # What an instruction computes: one array for each of its destinations
 Compute = Callable[[Registers], tuple[np.ndarray, ...]]
 
@@ -129,23 +131,30 @@ def _bit_field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.nd
 
 def _permuted_bytes(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     pool = (b.astype(np.uint64) << 32) | a
-    picks = [((selector >> (4 * place)) & 15).astype(np.uint64) for place in range(4)]
-    taken = [(pool >> (8 * (pick & 7))) & 0xFF for pick in picks]
-    taken = [np.where(pick & 8, np.where(byte & 0x80, 0xFF, 0), byte) for pick, byte in zip(picks, taken, strict=True)]
-    return sum(byte.astype(np.uint32) << (8 * place) for place, byte in enumerate(taken)).astype(np.uint32)
+    result = np.zeros(pool.shape, np.uint32)
+    for place in range(4):
+        pick = ((selector >> (4 * place)) & 15).astype(np.uint64)
+        byte = (pool >> (8 * (pick & 7))) & 0xFF
+        byte = np.where(pick & 8, np.where(byte & 0x80, 0xFF, 0), byte)
+        result |= byte.astype(np.uint32) << np.uint32(8 * place)
+    return result
+
+
+def _selected(a: np.ndarray, b: np.ndarray, first: np.ndarray) -> np.ndarray:
+    return np.where(first, a, b)
 
 
 def _wide(a: np.ndarray) -> np.ndarray:
     return a.astype(f"{a.dtype.kind}{2 * a.dtype.itemsize}")
 
 
-_BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+_BINARY: dict[str, Function] = {
     "add": np.add, "sub": np.subtract, "min": np.fmin, "max": np.fmax, "and": np.bitwise_and, "or": np.bitwise_or,
     "xor": np.bitwise_xor, "shl": _shifted(True), "shr": _shifted(False), "rem": lambda a, b: a - _quotient(a, b) * b,
 }  # fmt: skip
-_UNARY = {"neg": np.negative, "abs": np.abs, "not": np.invert, "mov": lambda a: a, "cvta": lambda a: a}
+_UNARY: dict[str, Function] = {"neg": np.negative, "abs": np.abs, "not": np.invert, "mov": lambda a: a, "cvta": lambda a: a}
 # Of numbers none of which is NaN; with a "u" at its end a comparison also holds where one is.
-_COMPARE = {
+_COMPARE: dict[str, Function] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
 
@@ -168,6 +177,8 @@ def _elementwise(function: Callable[..., np.ndarray], kinds: list[str], sources:
 
 def _comparison(opcode: tuple[str, ...], sources: tuple[Operand, ...]) -> Compute:
     name, kind = opcode[1], opcode[-1]
+    if name in ("nan", "num"):
+        return _elementwise(lambda a, b: (np.isnan(a) | np.isnan(b)) == (name == "nan"), [kind, kind], sources)
     unordered = name.endswith("u") and name[:-1] in _COMPARE
     compare = _COMPARE[name[:-1] if unordered else name]
 
@@ -229,8 +240,8 @@ def _move(instruction: Instruction) -> Compute:
 
 def _mixed(name: str, kind: str, sources: tuple[Operand, ...]) -> Compute:
     """All operands but the last are of 16 bits, the last and the result of 32."""
-    widen = from_bfloat16 if kind == "bf16" else lambda bits: bits.view(np.float16).astype(np.float32)
-    function = _fused if name == "fma" else _BINARY[name]
+    widen: Function = from_bfloat16 if kind == "bf16" else lambda bits: bits.view(np.float16).astype(np.float32)
+    function: Function = _fused if name == "fma" else _BINARY[name]
     kinds = [*["b16"] * (len(sources) - 1), "f32"]
     return _elementwise(lambda *parts: function(*map(widen, parts[:-1]), parts[-1]), kinds, sources)
 
@@ -240,7 +251,8 @@ def compute_of(instruction: Instruction) -> Compute | None:
     opcode, sources = instruction.opcode, instruction.operands[1:]
     name, kind = opcode[0], opcode[-1]
     if kind == "f32x2":
-        function = _in_pairs({"fma": _fused, "mul": np.multiply, **_BINARY}[name])
+        pairs: dict[str, Function] = {"fma": _fused, "mul": np.multiply, **_BINARY}
+        function = _in_pairs(pairs[name])
         return _elementwise(function, ["b64"] * len(sources), sources)
     if len(opcode) > 2 and opcode[-2] == "f32" and kind in ("f16", "bf16") and name in ("fma", "add", "sub"):
         return _mixed(name, kind, sources)
@@ -251,7 +263,7 @@ def compute_of(instruction: Instruction) -> Compute | None:
     if name == "setp":
         return _comparison(opcode, sources)
     if name == "selp":
-        return _elementwise(lambda a, b, p: np.where(p, a, b), [kind, kind, "pred"], sources)
+        return _elementwise(_selected, [kind, kind, "pred"], sources)
     if name == "ex2":
         return _elementwise(_exponential(opcode), [kind], sources)
     if name == "prmt":

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptx_machine.matrices import numbers, tile_places
-from ptx_machine.memory import FaultError
-from ptx_machine.parse import Address, Instruction
-from ptx_machine.transfers import SHARED_BASE, shared_address
-from ptx_machine.values import immediate, reader
+from longformer_triton.bench.ptx_machine.matrices import numbers, tile_places
+from longformer_triton.bench.ptx_machine.memory import FaultError
+from longformer_triton.bench.ptx_machine.parse import Address, Instruction
+from longformer_triton.bench.ptx_machine.transfers import SHARED_BASE, shared_address
+from longformer_triton.bench.ptx_machine.values import immediate, reader
 
 if TYPE_CHECKING:
-    from ptx_machine.machine import Program
+    from longformer_triton.bench.ptx_machine.machine import Program
 
 LANES, COLUMNS = 128, 512
 
@@ -28,7 +28,7 @@ def _taddr(place: Address) -> Any:
 
 
 def _allocate(instruction: Instruction) -> Any:
-    place, columns = shared_address(instruction.operands[0]), int(instruction.operands[1])  # type: ignore[arg-type]
+    place, columns = shared_address(instruction.place(0)), int(instruction.name(1))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         if program.tensor_memory is not None or columns > COLUMNS:
@@ -38,6 +38,12 @@ def _allocate(instruction: Instruction) -> Any:
         program.shared.store(place(program)[first], np.zeros((1, 1), np.uint32), program.warp[first])
 
     return step
+
+
+def _memory(program: Program) -> np.ndarray:
+    if program.tensor_memory is None:
+        raise FaultError("tensor memory is touched that was not allocated")
+    return program.tensor_memory
 
 
 def _cells(program: Program, place: Address, instruction: Instruction, split: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,13 +71,13 @@ def _move(instruction: Instruction) -> Any:
 
     def load(program: Program, mask: np.ndarray | None) -> None:
         lanes, columns = _cells(program, place, instruction, split)
-        program.write(names, tuple(program.tensor_memory[lanes, columns].T.copy()), mask)  # type: ignore[index]
+        program.write(names, tuple(_memory(program)[lanes, columns].T.copy()), mask)
 
     def store(program: Program, mask: np.ndarray | None) -> None:
         lanes, columns = _cells(program, place, instruction, split)
         words = np.stack([program.registers[name] for name in names], 1)
         active = slice(None) if mask is None else mask
-        program.tensor_memory[lanes[active], columns[active]] = words[active]  # type: ignore[index]
+        _memory(program)[lanes[active], columns[active]] = words[active]
 
     return load if instruction.opcode[1] == "ld" else store
 
@@ -86,7 +92,7 @@ def _cells_of(address: int, rows: int, columns: int) -> tuple[np.ndarray, np.nda
 def _product(instruction: Instruction) -> Any:
     """tcgen05.mma: D (M, N) in tensor memory = A B (+ D), A there too or in shared memory, B in shared memory."""
     kind = instruction.opcode[3]
-    target, left, right, about, keeps = instruction.operands
+    target, left, right, about, keeps = instruction.place(0), instruction.operands[1], *map(instruction.name, (2, 3, 4))
     size = {"kind::f16": 2, "kind::tf32": 4}[kind]
     depth = 32 // size
     keep = reader(keeps, "pred")
@@ -97,16 +103,16 @@ def _product(instruction: Instruction) -> Any:
         def one(values: np.ndarray) -> int:
             return int(np.broadcast_to(values, program.threads)[thread])
 
-        description = one(program.registers[about])  # type: ignore[index]
+        description = one(program.registers[about])
         formats = {2: {0: "f16", 1: "bf16"}, 4: {2: "tf32"}}[size]
         name = formats[description >> 7 & 7]
         rows, columns = (description >> 24 & 31) * 16, (description >> 17 & 63) * 8
         trans_a, trans_b = bool(description >> 15 & 1), bool(description >> 16 & 1)
         if description >> 4 & 3 != 1 or description >> 10 & 7 != description >> 7 & 7 or description >> 13 & 3:
             raise NotImplementedError(f"a product described by {description:#x}")
-        sums_at = one(_taddr(target)(program))  # type: ignore[arg-type]
-        a_at = one(_taddr(left)(program)) if isinstance(left, Address) else one(program.registers[left])  # type: ignore[index]
-        b_at, keeping = one(program.registers[right]), bool(one(keep(program.registers)))  # type: ignore[index]
+        sums_at = one(_taddr(target)(program))
+        a_at = one(_taddr(left)(program) if isinstance(left, Address) else program.registers[instruction.name(1)])
+        b_at, keeping = one(program.registers[right]), bool(one(keep(program.registers)))
 
         def matrix(place: int, height: int, *, transposed: bool) -> Callable[[], np.ndarray]:
             places = tile_places(place, height, depth, size, transposed=transposed) - SHARED_BASE
@@ -117,8 +123,7 @@ def _product(instruction: Instruction) -> Any:
         read_b = matrix(b_at, columns, transposed=trans_b)
 
         def finish() -> None:
-            memory = program.tensor_memory
-            assert memory is not None
+            memory = _memory(program)
             a = np.ascontiguousarray(memory[_cells_of(a_at, rows, 8)]).view(f"u{size}") if read_a is None else read_a()
             product = numbers(a, name) @ numbers(read_b(), name).T
             cells = _cells_of(sums_at, rows, columns)
@@ -133,7 +138,7 @@ def _product(instruction: Instruction) -> Any:
 
 def _commit(instruction: Instruction) -> Any:
     """tcgen05.commit: a barrier is arrived at when all products so far have ended."""
-    place = shared_address(instruction.operands[0])
+    place = shared_address(instruction.place(0))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         (thread,) = np.flatnonzero(np.ones(program.threads, np.bool_) if mask is None else mask)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptx_machine.parse import Instruction
-from ptx_machine.transfers import SHARED_BASE, shared_address, swizzled
-from ptx_machine.values import from_bfloat16, immediate, reader
+from longformer_triton.bench.ptx_machine.parse import Instruction
+from longformer_triton.bench.ptx_machine.transfers import SHARED_BASE, shared_address, swizzled
+from longformer_triton.bench.ptx_machine.values import from_bfloat16, immediate, reader
 
 if TYPE_CHECKING:
-    from ptx_machine.machine import Program
+    from longformer_triton.bench.ptx_machine.machine import Program
 
 _GROUP = 4  # warps of a warp group
 
@@ -75,17 +75,17 @@ def _element_bytes(kind: str) -> int:
 
 def _warp_product(instruction: Instruction) -> Any:
     """mma.sync: D = A B + C, A (16, K) by rows and B (K, 8) by columns, sums in float32."""
-    target, left, right, addend = instruction.operands
+    target, left, right, addend = (instruction.names(number) for number in range(4))
     kind = instruction.opcode[-3]
     size = _element_bytes(kind)
     assert instruction.opcode[-4:] == ("f32", kind, kind, "f32"), instruction.text
 
     def step(program: Program, mask: np.ndarray | None) -> None:
-        a = numbers(_a_fragment(_registers(program, left, size), size), kind)  # type: ignore[arg-type]
-        b = numbers(_b_fragment(_registers(program, right, size), size), kind)  # type: ignore[arg-type]
-        c = _sums(_registers(program, addend, 4).view(np.float32))  # type: ignore[arg-type]
+        a = numbers(_a_fragment(_registers(program, left, size), size), kind)
+        b = numbers(_b_fragment(_registers(program, right, size), size), kind)
+        c = _sums(_registers(program, addend, 4).view(np.float32))
         fragment = _sums_fragment(a @ b + c)
-        program.write(target, tuple(fragment.T.copy()), mask)  # type: ignore[arg-type]
+        program.write(target, tuple(fragment.T.copy()), mask)
 
     return step
 
@@ -116,11 +116,12 @@ def _group_product(instruction: Instruction) -> Any:
     shape = re.match(r"m64n(\d+)k(\d+)", instruction.opcode[4])
     assert shape is not None, instruction.text
     columns, depth = int(shape[1]), int(shape[2])
-    target, left, right, keeps, scale_a, scale_b, *layouts = instruction.operands
+    target, left = instruction.names(0), instruction.names(1)
+    keeps, scale_a, scale_b, *layouts = instruction.operands[3:]
     kind = instruction.opcode[-1]
     size = _element_bytes(kind)
     assert (instruction.opcode[-3], scale_a, scale_b) == ("f32", "1", "1"), instruction.text
-    from_registers = isinstance(left, tuple)
+    from_registers = len(left) > 1
     transposed_a = not from_registers and bool(layouts) and layouts[0] == "1"
     transposed_b = bool(layouts) and layouts[-1] == "1"
     keep = reader(keeps, "pred")
@@ -134,31 +135,31 @@ def _group_product(instruction: Instruction) -> Any:
     def finish(program: Program, a: list[np.ndarray], b: list[np.ndarray], keeps: list[bool]) -> None:
         products = [numbers(bits, kind) @ numbers(other, kind).T for bits, other in zip(a, b, strict=True)]
         if any(keeps):
-            before = _sums(_registers(program, target, 4).view(np.float32)).reshape(-1, 64, columns)  # type: ignore[arg-type]
+            before = _sums(_registers(program, target, 4).view(np.float32)).reshape(-1, 64, columns)
             products = [
                 product + sums if keeping else product for product, sums, keeping in zip(products, before, keeps, strict=True)
             ]
         fragment = _sums_fragment(np.stack(products).reshape(-1, 16, columns))
-        program.write(target, tuple(fragment.T.copy()), None)  # type: ignore[arg-type]
+        program.write(target, tuple(fragment.T.copy()), None)
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         assert mask is None, "a warp group acts as one"
         leaders = slice(None, None, 32 * _GROUP)
         keeps = [bool(keeping) for keeping in np.broadcast_to(keep(program.registers), program.threads)[leaders]]
 
-        def issue(name: Any, rows: int, transposed: bool) -> list[Callable[[], np.ndarray]]:
+        def issue(name: str, rows: int, transposed: bool) -> list[Callable[[], np.ndarray]]:
             # Descriptors are read when the product is issued, fragments until it has ended.
             return [
                 matrix(program, int(place), rows, transposed, group)
                 for group, place in enumerate(program.registers[name][leaders])
             ]
 
-        lefts = None if from_registers else issue(left, 64, transposed_a)
-        rights = issue(right, columns, transposed_b)  # B is described as (N, K)
+        lefts = None if from_registers else issue(left[0], 64, transposed_a)
+        rights = issue(instruction.name(2), columns, transposed_b)  # B is described as (N, K)
 
         def end() -> None:
             if lefts is None:
-                a = list(_a_fragment(_registers(program, left, size), size).reshape(-1, 64, depth))  # type: ignore[arg-type]
+                a = list(_a_fragment(_registers(program, left, size), size).reshape(-1, 64, depth))
             else:
                 a = [read() for read in lefts]
             finish(program, a, [read() for read in rights], keeps)
@@ -170,9 +171,9 @@ def _group_product(instruction: Instruction) -> Any:
 
 def _load_matrix(instruction: Instruction) -> Any:
     """ldmatrix: 8 x 8 matrices of 16 bits, whose rows the lanes point to, eight lanes a matrix."""
-    names, place = instruction.operands
+    names = instruction.names(0)
     count, is_transposed = len(names), "trans" in instruction.opcode
-    address = shared_address(place)
+    address = shared_address(instruction.place(1))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         pointing = program.lane < 8 * count
@@ -181,16 +182,16 @@ def _load_matrix(instruction: Instruction) -> Any:
         if is_transposed:
             halves = halves.transpose(0, 1, 3, 2)
         words = np.ascontiguousarray(halves).view(np.uint32)  # [W, matrix, row, pair]
-        program.write(names, tuple(words[:, matrix].reshape(-1) for matrix in range(count)), mask)  # type: ignore[arg-type]
+        program.write(names, tuple(words[:, matrix].reshape(-1) for matrix in range(count)), mask)
 
     return step
 
 
 def _store_matrix(instruction: Instruction) -> Any:
     """stmatrix, the inverse of ldmatrix."""
-    place, names = instruction.operands
+    names = instruction.names(1)
     count, is_transposed = len(names), "trans" in instruction.opcode
-    address = shared_address(place)
+    address = shared_address(instruction.place(0))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         words = np.stack([program.registers[name].reshape(-1, 8, 4) for name in names], 1)  # [W, matrix, row, pair]
@@ -204,41 +205,42 @@ def _store_matrix(instruction: Instruction) -> Any:
 
 def _shuffle(instruction: Instruction) -> Any:
     """shfl.sync.bfly and .idx within whole warps."""
-    target, source, other, clamp, _ = instruction.operands
-    read, read_other = reader(source, "b32"), reader(other, "u32")
-    choose: Callable[[np.ndarray, np.ndarray], np.ndarray] = {"bfly": np.bitwise_xor, "idx": lambda lane, index: index}[
-        instruction.opcode[2]
-    ]
-    assert immediate(clamp) == 31, instruction.text  # type: ignore[arg-type]
+    target = instruction.name(0)
+    read, read_other = reader(instruction.operands[1], "b32"), reader(instruction.operands[2], "u32")
+    choices: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "bfly": np.bitwise_xor, "idx": lambda lane, index: index,
+    }  # fmt: skip
+    choose = choices[instruction.opcode[2]]
+    assert immediate(instruction.name(3)) == 31, instruction.text
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         values = np.broadcast_to(read(program.registers), program.threads)
         lane = choose(program.lane, read_other(program.registers).astype(np.int64)) & 31
-        program.write((target,), (values[program.tid - program.lane + lane],), mask)  # type: ignore[arg-type]
+        program.write((target,), (values[program.tid - program.lane + lane],), mask)
 
     return step
 
 
 def _reduction(instruction: Instruction) -> Any:
     """redux.sync over a warp."""
-    target, source, _ = instruction.operands
-    kind = instruction.opcode[-1]
-    combine = {"add": np.sum, "min": np.min, "max": np.max}[instruction.opcode[2]]
-    read = reader(source, kind)
+    target, kind = instruction.name(0), instruction.opcode[-1]
+    combinations: dict[str, Callable[..., np.ndarray]] = {"add": np.sum, "min": np.min, "max": np.max}
+    combine = combinations[instruction.opcode[2]]
+    read = reader(instruction.operands[1], kind)
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         values = _by_warp(read(program.registers))
-        program.write((target,), (np.repeat(combine(values, axis=1).astype(values.dtype), 32),), mask)  # type: ignore[arg-type]
+        program.write((target,), (np.repeat(combine(values, axis=1).astype(values.dtype), 32),), mask)
 
     return step
 
 
 def _election(instruction: Instruction) -> Any:
     """elect.sync: the first lane of each warp."""
-    names = instruction.operands[0]
+    names = instruction.names(0)
 
     def step(program: Program, mask: np.ndarray | None) -> None:
-        program.write(names, (np.zeros(1, np.uint32), program.lane == 0), mask)  # type: ignore[arg-type]
+        program.write(names, (np.zeros(1, np.uint32), program.lane == 0), mask)
 
     return step
 

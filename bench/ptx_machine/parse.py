@@ -32,6 +32,24 @@ class Instruction:
     opcode: tuple[str, ...]
     operands: tuple[Operand, ...]
 
+    def name(self, number: int) -> str:
+        """An operand that is a register, a number or a symbol."""
+        operand = self.operands[number]
+        assert isinstance(operand, str), self.text
+        return operand
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """An operand that is a vector; one that is a register alone is a vector of one."""
+        operand = self.operands[number]
+        assert not isinstance(operand, Address), self.text
+        return (operand,) if isinstance(operand, str) else operand
+
+    def place(self, number: int) -> Address:
+        """An operand that is a place in memory."""
+        operand = self.operands[number]
+        assert isinstance(operand, Address), self.text
+        return operand
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptx_machine.memory import FaultError
-from ptx_machine.parse import Address, Instruction, Operand
-from ptx_machine.values import TYPES, reader
+from longformer_triton.bench.ptx_machine.memory import FaultError
+from longformer_triton.bench.ptx_machine.parse import Address, Instruction
+from longformer_triton.bench.ptx_machine.values import TYPES, reader
 
 if TYPE_CHECKING:
-    from ptx_machine.machine import Program
+    from longformer_triton.bench.ptx_machine.machine import Program
 
 # Shared memory begins here: not at 0, where a null pointer would find it.
 SHARED_BASE = 1024
@@ -73,19 +73,16 @@ def _address(place: Address) -> Callable[[Program], np.ndarray]:
     return lambda program: program.registers[name].astype(np.int64) + offset
 
 
-def shared_address(place: Operand) -> Callable[[Program], np.ndarray]:
+def shared_address(place: Address) -> Callable[[Program], np.ndarray]:
     """Where in shared memory each thread points to, from its beginning."""
-    assert isinstance(place, Address)
     absolute = _address(place)
     return lambda program: absolute(program) - SHARED_BASE
 
 
 def _load(instruction: Instruction) -> Any:
     space, kind = instruction.opcode[1], instruction.opcode[-1]
-    target, place = instruction.operands
-    names = target if isinstance(target, tuple) else (target,)
-    size = np.dtype(TYPES[kind]).itemsize
-    absolute = _address(place)  # type: ignore[arg-type]
+    names, size = instruction.names(0), np.dtype(TYPES[kind]).itemsize
+    absolute = _address(instruction.place(1))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         active = np.ones(program.threads, np.bool_) if mask is None else mask
@@ -99,17 +96,16 @@ def _load(instruction: Instruction) -> Any:
             full = np.zeros(program.threads, words.dtype)
             full[active] = words[:, column]
             columns.append(full.view(TYPES[kind]))
-        program.write(names, tuple(columns), mask)  # type: ignore[arg-type]
+        program.write(names, tuple(columns), mask)
 
     return step
 
 
 def _store(instruction: Instruction) -> Any:
     space, kind = instruction.opcode[1], instruction.opcode[-1]
-    place, source = instruction.operands
-    readers = [reader(part, kind) for part in (source if isinstance(source, tuple) else (source,))]
+    readers = [reader(part, kind) for part in instruction.names(1)]
     unsigned = f"u{np.dtype(TYPES[kind]).itemsize}"
-    absolute = _address(place)  # type: ignore[arg-type]
+    absolute = _address(instruction.place(0))
 
     def step(program: Program, mask: np.ndarray | None) -> None:
         active = np.ones(program.threads, np.bool_) if mask is None else mask
@@ -126,9 +122,8 @@ def _store(instruction: Instruction) -> Any:
 
 def _copy(instruction: Instruction) -> Any:
     """cp.async: bytes arrive when their group is waited for, and zeros behind the first ``source size``."""
-    target, source, size_text, *limit = instruction.operands
-    size = int(size_text, 0)  # type: ignore[arg-type]
-    to, origin = shared_address(target), _address(source)  # type: ignore[arg-type]
+    size, limit = int(instruction.name(2), 0), instruction.operands[3:]
+    to, origin = shared_address(instruction.place(0)), _address(instruction.place(1))
     limited = reader(limit[0], "u32") if limit else None
 
     def step(program: Program, mask: np.ndarray | None) -> None:
@@ -165,18 +160,17 @@ def _group_step(instruction: Instruction) -> Any:
     queue = "products" if opcode[0] == "wgmma" else "copies"
     if "commit_group" in opcode:
         return lambda program, mask: getattr(program, queue).append([])
-    pending = int(instruction.operands[0])  # type: ignore[arg-type]
+    pending = int(instruction.name(0))
     return lambda program, mask: _wait_for(getattr(program, queue), pending)
 
 
 def _bulk_copy(instruction: Instruction) -> Any:
     """cp.async.bulk.tensor: the copy engine moves a box, zeros where it leaves the tensor, when its barrier is waited for."""
-    target, source, arrival = instruction.operands
-    to, barrier_at = shared_address(target), shared_address(arrival)
-    base, coordinates = source.base, source.coordinates  # type: ignore[union-attr]
+    to, barrier_at = shared_address(instruction.place(0)), shared_address(instruction.place(2))
+    base, coordinates = instruction.place(1).base, instruction.place(1).coordinates
 
     def begin(program: Program, thread: int, place: int, barrier: int) -> None:
-        tensor: TensorMap = program.parameters[int(program.registers[base][thread])]
+        tensor = program.tensor_maps[int(program.registers[base][thread])]
         corner = [int(program.registers[name].view(np.int32)[thread]) for name in reversed(coordinates)]
         size, rows = tensor.element_size, tensor.box[-1]
         if tensor.swizzle and (place % (128 << tensor.swizzle) or rows * size > 16 << tensor.swizzle):
@@ -197,7 +191,7 @@ def _bulk_copy(instruction: Instruction) -> Any:
     def step(program: Program, mask: np.ndarray | None) -> None:
         places, barriers = to(program), barrier_at(program)
         for thread in np.flatnonzero(np.ones(program.threads, np.bool_) if mask is None else mask):
-            begin(program, thread, int(places[thread]), int(barriers[thread]))
+            begin(program, int(thread), int(places[thread]), int(barriers[thread]))
 
     return step
 
@@ -214,12 +208,12 @@ def _barrier_step(instruction: Instruction) -> Any:
         return int(places[0])
 
     def init(program: Program, mask: np.ndarray | None) -> None:
-        count = int(operands[1])  # type: ignore[arg-type]
+        count = int(instruction.name(1))
         program.barriers[where(program, mask)] = Barrier(count, count)
 
     def expect(program: Program, mask: np.ndarray | None) -> None:
         barrier = program.barriers[where(program, mask)]
-        barrier.bytes_missing += int(operands[2])  # type: ignore[arg-type]
+        barrier.bytes_missing += int(instruction.name(2))
         barrier.pending -= 1 if mask is None else int(mask.sum())
         barrier.settle()
 
@@ -239,7 +233,7 @@ def _barrier_step(instruction: Instruction) -> Any:
             finish()
         if barrier.phase % 2 == parity:
             raise Unfinished
-        program.write((operands[0],), (np.array(True),), mask)  # type: ignore[arg-type]
+        program.write((instruction.name(0),), (np.array(True),), mask)
 
     return {"init": init, "inval": invalidate, "arrive": expect, "try_wait": wait}[opcode[1]]
 

@@ -10,11 +10,11 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longformer_triton.bench.compiled import handle_of
+from longformer_triton.bench.ptx_machine.machine import Code, Program
+from longformer_triton.bench.ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
+from longformer_triton.bench.ptx_machine.parse import parse
+from longformer_triton.bench.ptx_machine.transfers import TensorMap
 from longformer_triton.kernels.triton_impl.problem import Launch
-from ptx_machine.machine import Code, Program
-from ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
-from ptx_machine.parse import parse
-from ptx_machine.transfers import TensorMap
 
 # Where tensor maps lie among the parameters.
 _MAPS = 0x5000_0000
@@ -26,9 +26,11 @@ def _code(ptx: str) -> tuple[Code, list[tuple[str, str]]]:
     return Code(kernel), kernel.parameters
 
 
-def _parameters(launch: Launch, handle: Any, declared: list[tuple[str, str]], memory: GlobalMemory) -> dict[Any, Any]:
-    """The values of a kernel's parameters: its arguments in order, tensor maps with their sizes, two pointers to nothing."""
-    values: list[Any] = []
+def _parameters(
+    launch: Launch, handle: Any, declared: list[tuple[str, str]], memory: GlobalMemory
+) -> tuple[dict[str, int | float], dict[int, TensorMap]]:
+    """A kernel's parameters by name, and tensor maps by address: its arguments in order, then two pointers to nothing."""
+    values: list[int | float] = []
     maps: dict[int, TensorMap] = {}
     about = iter(handle.metadata.tensordesc_meta)
     for name, kind in handle.src.signature.items():
@@ -48,7 +50,7 @@ def _parameters(launch: Launch, handle: Any, declared: list[tuple[str, str]], me
         else:
             values.append(float(argument) if kind == "fp32" else int(argument))
     values += [0, 0]
-    return {**dict(zip((name for _, name in declared), values, strict=True)), **maps}
+    return dict(zip((name for _, name in declared), values, strict=True)), maps
 
 
 def run_launch(launch: Launch, architecture: str, *, find_races: bool = False) -> None:
@@ -65,11 +67,11 @@ def run_launch(launch: Launch, architecture: str, *, find_races: bool = False) -
         if isinstance(argument, (torch.Tensor, TensorDescriptor))
     ]
     memory = GlobalMemory(tensors)
-    parameters = _parameters(launch, handle, declared, memory)
+    parameters, maps = _parameters(launch, handle, declared, memory)
     for number in range(launch.programs):
         shared = SharedMemory(handle.metadata.shared, find_races=find_races)
         try:
-            code.run(Program(number, launch.config.num_warps, parameters, memory, shared))
+            code.run(Program(number, launch.config.num_warps, parameters, memory, shared, maps))
         except FaultError as fault:
             raise FaultError(f"{launch.kernel.__name__} on {architecture}: {fault}") from None
     memory.store_back()
