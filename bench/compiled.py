@@ -192,6 +192,12 @@ class Compiled:
             return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
 
     @property
+    def exponentials(self) -> float:
+        """Exponentials of all threads for each score in the main loop; 0 where the assembly is not NVIDIA's."""
+        threads = self.config.num_warps * ARCHITECTURES[self.architecture].target.warp_size
+        return self.main_loop["MUFU"] * threads / self.tile
+
+    @property
     def uses_matrix_units(self) -> bool:
         """Whether NVIDIA's matrix units compute any product: in half precision or in TF32, never in exact float32."""
         return any(name in self.assembly for name in ("HMMA", "HGMMA", "UTCHMMA"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator
 import torch
 from rich.console import Console
 
-from longformer_triton.bench import doctor
 from longformer_triton.bench.longest import run_longest
 from longformer_triton.bench.model_plot import draw_and_describe
 from longformer_triton.bench.model_sweep import ModelPlan, run_models
@@ -34,7 +34,6 @@ _MODEL_LENGTHS = tuple(2**power for power in range(9, 17))
 # What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
 _TINY = """
 import dataclasses, torch
-from longformer_triton.bench import doctor
 for check in doctor.CHECKS:
     tiny = dataclasses.replace(check, seq_len=70, window=(20, 9), num_globals=min(check.num_globals, 5))
     print(doctor.run_check(tiny, torch.float16, 32, torch.device("cuda")))
@@ -44,21 +43,17 @@ for check in doctor.CHECKS:
 Step = Callable[[pathlib.Path, Console, float | None], bool | None]
 
 
-def _doctor(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
-    with (folder / "doctor.txt").open("w") as file:
-        well = doctor.examine(Console(file=file, width=160), thorough=True)
-    console.print((folder / "doctor.txt").read_text())
-    return well
-
-
-def _command(name: str, command: list[str]) -> Step:
-    """A step that runs a command and keeps what it prints."""
+def _command(name: str, command: list[str], **environment: str) -> Step:
+    """A step that runs a command and keeps what it prints; in a process of its own, since a fault of a GPU spoils a process."""
 
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
         log = folder / f"{name}.txt"
         with log.open("w") as file:
             try:
-                result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=left, check=False)
+                result = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, timeout=left, check=False, cwd=folder,
+                    env={**os.environ, **environment},
+                )  # fmt: skip
             except subprocess.TimeoutExpired:
                 return None
         console.print(f"{name}: exit status {result.returncode}, {log}")
@@ -104,7 +99,7 @@ def _longest(folder: pathlib.Path, console: Console, left: float | None) -> bool
 
 def steps() -> Iterator[tuple[str, Step]]:
     """Every step by name, in the order they run."""
-    yield "doctor", _doctor
+    yield "doctor", _command("doctor", [sys.executable, "-m", "longformer_triton.cli", "doctor", "--thorough"])
     tests = pathlib.Path(__file__).resolve().parent.parent / "tests" / "gpu"
     if tests.is_dir():
         yield "tests", _command("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)])
@@ -112,7 +107,8 @@ def steps() -> Iterator[tuple[str, Step]]:
     if sanitizer is not None:
         for tool in ("memcheck", "racecheck"):
             command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", _TINY]
-            yield tool, _command(tool, command)
+            # PyTorch's allocator hands out parts of large blocks, within which nothing is out of bounds.
+            yield tool, _command(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     for name, plan in gpu_plans():
         yield name, _sweep(plan)
     yield "pictures of the sweeps", _draw

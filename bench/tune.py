@@ -92,6 +92,8 @@ def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -
     return compiled if compiled.fits and not inexact else None
 
 
+# Exponentials a score in the main loop, above which warps compute each other's softmax as well: too few rows for them.
+_ONE_SOFTMAX = 1.5
 # What a kernel writes, and who writes what it reads.
 _RESULTS = ("out_ptr", "lse_ptr", "grad_query_ptr", "grad_key_ptr", "grad_value_ptr")
 _BEFORE = ("text_spans", "prepare_rows")
@@ -125,20 +127,28 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
     return None if same else f"{kernel} on {architecture}: another result with {config.num_stages} stages than with one"
 
 
-def _by_wish(kernel: str, options: list[Config], dropout: bool) -> list[Config]:
-    """The same, but last those with fewer than 16 rows of scores a warp, which compute every softmax more than once."""
-
-    def repeats(config: Config) -> bool:
-        rows = config.block_n if kernel == "backward_key_value" and not dropout else config.block_m
-        return kernel in WINDOW_KERNELS and rows < 16 * config.num_warps
-
-    return sorted(options, key=repeats)
-
-
 def _table_name(kernel: str, architecture: str, variant: Variant) -> str:
     """The architecture as a row names it: tiles that pointers load have rows of their own where there is a copy engine."""
     by_pointers = kernel in WINDOW_KERNELS and (variant.dilation > 1 or variant.precision == "ieee")
     return architecture + POINTERS * (by_pointers and Target.named(architecture).descriptors)
+
+
+def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled, reason: str) -> Row:
+    reason += f", {compiled.registers} registers"
+    if ARCHITECTURES[architecture].is_nvidia:
+        reason += f", {compiled.blocks} at once on a multiprocessor"
+    return Row(
+        _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
+        variant.checks, compiled.config, compiled.registers, compiled.shared_bytes, reason,
+    )  # fmt: skip
+
+
+def _fault_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
+    """The first fault among the problems that a row would serve: with padding and globals, the window's kernels without too."""
+    problems = [variant]
+    if variant.checks and kernel in WINDOW_KERNELS:
+        problems.append(dataclasses.replace(variant, checks=False))
+    return next(filter(None, (fault_of(kernel, problem, architecture, config) for problem in problems)), None)
 
 
 def first_that_fits(
@@ -149,22 +159,19 @@ def first_that_fits(
     if start is not None:
         place = next((place for place, config in enumerate(options) if config == start), 0)
         options = options[place:]
-    for tried, config in enumerate(_by_wish(kernel, options, variant.dropout)):
+    second: Compiled | None = None
+    for config in options:
         compiled = compiles(kernel, variant, architecture, config)
-        fault = None if compiled is None else fault_of(kernel, variant, architecture, config)
+        fault = None if compiled is None else _fault_where_served(kernel, variant, architecture, config)
         if fault is not None:
             say(f"{config}: {fault}")
+        elif compiled is not None and compiled.exponentials <= _ONE_SOFTMAX:
+            reason = "as wanted" if config == options[0] and start is None else "largest without spills"
+            return _row_of(kernel, architecture, variant, compiled, reason)
         elif compiled is not None:
-            first = tried == 0 and len(options) == len(
-                candidates(kernel, architecture, variant.precision, variant.head_dim, False)
-            )
-            reason = ("as wanted" if first else "largest without spills") + f", {compiled.registers} registers"
-            if ARCHITECTURES[architecture].is_nvidia:
-                reason += f", {compiled.blocks} at once on a multiprocessor"
-            return Row(
-                _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
-                variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
-            )  # fmt: skip
+            second = second or compiled
+    if second is not None:
+        return _row_of(kernel, architecture, variant, second, f"softmax {second.exponentials:.0f} times over, the others spill")
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None
 

@@ -61,6 +61,17 @@ def test_the_steps_begin_with_correctness():
     assert names[max(measured) + 1 :] == ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest"]
 
 
+def test_the_doctor_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
+    run = subprocess.run
+
+    def ask_for_help(command, **options):
+        return run([*command, "--help"], **options)
+
+    monkeypatch.setattr(gpu.subprocess, "run", ask_for_help)
+    assert dict(gpu.steps())["doctor"](tmp_path, Console(quiet=True), None) is True
+    assert "Say what is installed and what runs here" in (tmp_path / "doctor.txt").read_text()
+
+
 def test_sweeps_cover_the_axes_and_put_cheap_cells_first():
     plans = dict(suites.gpu_plans())
     cells = [case for plan in plans.values() for case in plan.cases()]
@@ -114,5 +125,10 @@ def test_commands_keep_what_they_print(tmp_path):
     step = gpu._command("hello", [gpu.sys.executable, "-c", "print('to the log')"])
     assert step(tmp_path, Console(quiet=True), None) is True
     assert "to the log" in (tmp_path / "hello.txt").read_text()
+    environment = gpu._command(
+        "environment", [gpu.sys.executable, "-c", "import os; print(os.environ['SET'])"], SET="for it alone"
+    )
+    assert environment(tmp_path, Console(quiet=True), None) is True
+    assert "for it alone" in (tmp_path / "environment.txt").read_text()
     failing = gpu._command("failing", [gpu.sys.executable, "-c", "raise SystemExit(3)"])
     assert failing(tmp_path, Console(quiet=True), None) is False
