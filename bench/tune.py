@@ -25,6 +25,7 @@ from longformer_triton.kernels.triton_impl.tuning import (
     KERNEL_OF,
     KERNELS,
     POINTERS,
+    STANDS_IN,
     WINDOW_KERNELS,
     Config,
     Row,
@@ -110,7 +111,8 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
     for stages in sorted({1, config.num_stages}):
         torch.manual_seed(0)
         trial = dict.fromkeys(KERNELS, dataclasses.replace(config, num_stages=stages))
-        launches = launches_of(variant, architecture, trial, heads=1, num_globals=40)
+        # Long enough for several tiles in each of the loops: at both edges of the window, and between them.
+        launches = launches_of(variant, architecture, trial, seq_len=768, heads=1, num_globals=40)
         own = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
         written = [tensor for name, tensor in own.arguments.items() if name in _RESULTS or name.startswith("partial")]
         for tensor in written:
@@ -143,6 +145,13 @@ def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled
     )  # fmt: skip
 
 
+def _compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
+    """The compiled kernel if it may be shipped here and where this architecture's rows stand in."""
+    guests = (name for name in ARCHITECTURES if STANDS_IN.get(name) == architecture)
+    compiled = compiles(kernel, variant, architecture, config)
+    return compiled if compiled and all(compiles(kernel, variant, name, config) for name in guests) else None
+
+
 def _fault_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
     """The first fault among the problems that a row would serve: with padding and globals, the window's kernels without too."""
     problems = [variant]
@@ -161,7 +170,7 @@ def first_that_fits(
         options = options[place:]
     second: Compiled | None = None
     for config in options:
-        compiled = compiles(kernel, variant, architecture, config)
+        compiled = _compiles_where_served(kernel, variant, architecture, config)
         fault = None if compiled is None else _fault_where_served(kernel, variant, architecture, config)
         if fault is not None:
             say(f"{config}: {fault}")

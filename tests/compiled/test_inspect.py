@@ -35,7 +35,7 @@ def test_unknown_architecture():
 
 
 def test_what_is_refused_is_said():
-    result = CliRunner().invoke(app, ["bench", "inspect", "--architecture", "sm_86,sm_90", "--head-dim", "256", "--checks"])
+    result = CliRunner().invoke(app, ["bench", "inspect", "--architecture", "sm_100", "--head-dim", "256"])
     assert result.exit_code == 0, result.output
     assert "refused" in result.output
     assert "head_dim 256" in result.output
