@@ -46,6 +46,7 @@ CHECKS = (
     Check("window"),
     Check("causal, grouped heads", is_causal=True, key_heads=1),
     Check("dilated", dilation=3, window=(20, 20)),
+    Check("dilated, dropout, padding and globals", dilation=3, window=(20, 20), dropout_p=0.1, padding="right", num_globals=20),
     Check("padding and globals", padding="right", num_globals=20),
     Check("holes", padding="holes", num_globals=3),
     Check("dropout", dropout_p=0.1),
