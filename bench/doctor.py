@@ -1,8 +1,8 @@
 """``longformer-triton doctor``: what is installed, what runs here and why the rest does not, and whether the kernels are right.
 
-With a GPU, every shipped configuration for it runs forward and backward, twice: against the dense reference in float64, and
-against itself, bit for bit. Compilers do break single configurations of correct kernels. Without a GPU the kernels are compiled
-for the architectures of the table instead, and must not spill.
+With a GPU, the shipped configurations for it, but those of TF32, run forward and backward, twice: against the dense reference
+in float64, and against itself, bit for bit. Compilers do break single configurations of correct kernels. Without a GPU the
+kernels are compiled for the architectures of the table instead, and must not spill.
 """
 
 from __future__ import annotations
