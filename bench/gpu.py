@@ -34,6 +34,7 @@ _MODEL_LENGTHS = tuple(2**power for power in range(9, 17))
 # What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
 _TINY = """
 import dataclasses, torch
+from longformer_triton.bench import doctor
 for check in doctor.CHECKS:
     tiny = dataclasses.replace(check, seq_len=70, window=(20, 9), num_globals=min(check.num_globals, 5))
     print(doctor.run_check(tiny, torch.float16, 32, torch.device("cuda")))

@@ -136,13 +136,17 @@ def _table_name(kernel: str, architecture: str, variant: Variant) -> str:
 
 
 def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled, reason: str) -> Row:
-    reason += f", {compiled.registers} registers"
-    if ARCHITECTURES[architecture].is_nvidia:
-        reason += f", {compiled.blocks} at once on a multiprocessor"
     return Row(
         _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
         variant.checks, compiled.config, compiled.registers, compiled.shared_bytes, reason,
     )  # fmt: skip
+
+
+def _with_usage(reason: str, compiled: Compiled) -> str:
+    reason += f", {compiled.registers} registers"
+    if ARCHITECTURES[compiled.architecture].is_nvidia:
+        reason += f", {compiled.blocks} at once on a multiprocessor"
+    return reason
 
 
 def _compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
@@ -176,18 +180,19 @@ def first_that_fits(
             say(f"{config}: {fault}")
         elif compiled is not None and compiled.exponentials <= _ONE_SOFTMAX:
             reason = "as wanted" if config == options[0] and start is None else "largest without spills"
-            return _row_of(kernel, architecture, variant, compiled, reason)
+            return _row_of(kernel, architecture, variant, compiled, _with_usage(reason, compiled))
         elif compiled is not None:
             second = second or compiled
     if second is not None:
-        return _row_of(kernel, architecture, variant, second, f"softmax {second.exponentials:.0f} times over, the others spill")
+        reason = f"softmax {second.exponentials:.0f} times over, the others spill"
+        return _row_of(kernel, architecture, variant, second, _with_usage(reason, second))
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None
 
 
 def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: Callable[[str], None]) -> Row | None:
     """The table's row for one kernel and problem by the median time of one launch over 16k tokens and 12 heads."""
-    timed: list[tuple[float, Config, Compiled]] = []
+    timed: list[tuple[float, Compiled]] = []
     for config in candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout):
         compiled = compiles(kernel, variant, architecture, config)
         if compiled is None:
@@ -199,15 +204,12 @@ def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: 
         launch = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
         milliseconds = triton.testing.do_bench(launch.run, return_mode="median")
         say(f"{kernel} {config}: {milliseconds * 1e3:.1f} us, {compiled.registers} registers")
-        timed.append((milliseconds, config, compiled))
+        timed.append((milliseconds, compiled))
     if not timed:
         return None
-    best, config, compiled = min(timed, key=lambda entry: entry[0])
+    best, compiled = min(timed, key=lambda entry: entry[0])
     reason = f"fastest of {len(timed)} on {torch.cuda.get_device_name(device)}, {best * 1e3:.1f} us"
-    return Row(
-        _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
-        variant.checks, config, compiled.registers, compiled.shared_bytes, reason,
-    )  # fmt: skip
+    return _row_of(kernel, architecture, variant, compiled, reason)
 
 
 def save(rows: Iterable[Row], path: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -75,9 +74,3 @@ def run_launch(launch: Launch, architecture: str, *, find_races: bool = False) -
         except FaultError as fault:
             raise FaultError(f"{launch.kernel.__name__} on {architecture}: {fault}") from None
     memory.store_back()
-
-
-def run_launches(launches: Iterable[Launch], architecture: str, *, find_races: bool = False) -> None:
-    """Run launches in order; what lies between them on the host runs as ever."""
-    for launch in launches:
-        run_launch(launch, architecture, find_races=find_races)

@@ -247,11 +247,7 @@ def transfer_step(instruction: Instruction) -> Any:
         return _store(instruction)
     if opcode[0] == "mbarrier":
         return _barrier_step(instruction)
-    if (
-        opcode[1:2] == ("commit_group",)
-        or opcode[1:2] == ("wait_group",)
-        or opcode[2:3] in (("commit_group",), ("wait_group",))
-    ):
+    if "commit_group" in opcode or "wait_group" in opcode:
         return _group_step(instruction)
     if opcode[:4] == ("cp", "async", "bulk", "tensor"):
         return _bulk_copy(instruction)

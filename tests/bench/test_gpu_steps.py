@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from longformer_triton.bench import gpu, suites
+from longformer_triton.bench import doctor, gpu, suites
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_the_steps_begin_with_correctness():
     measured = [index for index, name in enumerate(names) if name.startswith(("graph", "sweep"))]
     assert names.index("tests") < min(measured)
     assert names[max(measured) + 1 :] == ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest"]
+
+
+def test_what_the_sanitizer_watches_runs_every_check(monkeypatch):
+    ran = []
+    monkeypatch.setattr(doctor, "run_check", lambda check, dtype, head_dim, device: ran.append((check.name, check.seq_len)))
+    exec(gpu._TINY, {})
+    assert ran == [(check.name, 70) for check in doctor.CHECKS]
 
 
 def test_the_doctor_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
