@@ -12,7 +12,7 @@ from longformer_triton.cli_common import Folder, fail, numbers
 _ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
 
 
-def _variant(head_dim: int, dtype: str, checks: bool, dropout: bool) -> Any:
+def _variant(head_dim: int, dtype: str, checks: bool = False, dropout: bool = False, dilation: int = 1) -> Any:
     import torch
 
     from longformer_triton.bench.compiled import Variant
@@ -20,11 +20,11 @@ def _variant(head_dim: int, dtype: str, checks: bool, dropout: bool) -> Any:
     types = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
     if dtype not in types:
         raise typer.BadParameter(f"got {dtype!r}, expected one of {', '.join(types)}", param_hint="--dtype")
-    return Variant(head_dim, types[dtype], dtype == "tf32", checks, dropout)
+    return Variant(head_dim, types[dtype], dtype == "tf32", checks, dropout, dilation)
 
 
 def _architectures(text: str) -> list[str]:
-    from longformer_triton.bench.compiled import ARCHITECTURES
+    from longformer_triton.bench.architectures import ARCHITECTURES
 
     names = text.split(",")
     unknown = [name for name in names if name not in ARCHITECTURES]
@@ -39,14 +39,17 @@ def inspect(
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or tf32.")] = "float16",
     checks: Annotated[bool, typer.Option("--checks", help="With padding and global tokens.")] = False,
     dropout: Annotated[bool, typer.Option("--dropout")] = False,
+    dilation: Annotated[int, typer.Option(min=1, help="More than 1: tiles are loaded by pointers.")] = 1,
 ) -> None:
     """Compile the kernels for a GPU that need not be here, and show registers, spills and the main loop's instructions."""
     from rich.console import Console
 
-    from longformer_triton.bench.inspect import as_table, compiled_kernels
+    from longformer_triton.bench.inspect import WIDTH, as_table, compiled_kernels
 
     console = Console()
-    variant = _variant(head_dim, dtype, checks, dropout)
+    if not console.is_terminal:
+        console = Console(width=max(console.width, WIDTH))
+    variant = _variant(head_dim, dtype, checks, dropout, dilation)
     for name in _architectures(architecture):
         try:
             with console.status(f"compiling for {name}"):

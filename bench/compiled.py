@@ -10,12 +10,13 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,44 +24,13 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
+from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.assembly import MIX, clean_loop, kinds
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.triton_impl.launch import backward_launches, forward_launches
 from longformer_triton.kernels.triton_impl.problem import Given, Launch
 from longformer_triton.kernels.triton_impl.tuning import Config, Target
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A GPU architecture: how Triton names it, what a program may use, and what a multiprocessor does in a clock.
-
-    ``half_fma`` counts fused multiply-adds of float16 or bfloat16 with float32 sums in the matrix units, a clock and
-    multiprocessor; ``exponentials`` the special-function results. Both from NVIDIA's architecture white papers and the CUDA
-    programming guide's table of arithmetic throughput; 0 where no bound is computed.
-    """
-
-    target: GPUTarget
-    shared_bytes: int
-    matrix_instruction: str
-    half_fma: int = 0
-    exponentials: int = 16
-
-    @property
-    def is_nvidia(self) -> bool:
-        """Whether ptxas finishes the compilation."""
-        return self.target.backend == "cuda"
-
-
-ARCHITECTURES = {
-    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 166_912, "HMMA", 1024),
-    "sm_86": Architecture(GPUTarget("cuda", 86, 32), 101_376, "HMMA", 256),
-    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 232_448, "HGMMA", 2048),
-    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 232_448, "UTCHMMA", 4096),
-    "sm_120": Architecture(GPUTarget("cuda", 120, 32), 101_376, "HMMA", 256),
-    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 65_536, "v_mfma"),
-}
-_REGISTERS = 65_536
-_ISSUE_SLOTS = 128  # thread instructions a clock and multiprocessor: four schedulers, one warp each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +128,7 @@ class Compiled:
     kernel: str
     architecture: str
     config: Config
+    precision: str  # half, tf32 or ieee
     tile: int  # scores that one step of the main loop computes
     registers: int
     shared_bytes: int
@@ -173,12 +144,11 @@ class Compiled:
         )
 
     @property
-    def blocks(self) -> int:
-        """Programs that one multiprocessor holds at once, by registers and shared memory."""
-        threads = self.config.num_warps * ARCHITECTURES[self.architecture].target.warp_size
-        by_registers = _REGISTERS // (-(-self.registers // 8) * 8 * threads)
-        by_memory = ARCHITECTURES[self.architecture].shared_bytes // max(1, self.shared_bytes)
-        return min(by_registers, by_memory)
+    def programs_at_once(self) -> int:
+        """Programs that one multiprocessor holds at once."""
+        columns = getattr(self.handle.metadata, "tmem_size", 0)
+        about = ARCHITECTURES[self.architecture]
+        return about.programs_at_once(self.registers, self.shared_bytes, self.config.num_warps, columns)
 
     @functools.cached_property
     def assembly(self) -> str:
@@ -192,46 +162,28 @@ class Compiled:
             return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
 
     @property
-    def exponentials(self) -> float:
-        """Exponentials of all threads for each score in the main loop; 0 where the assembly is not NVIDIA's."""
-        threads = self.config.num_warps * ARCHITECTURES[self.architecture].target.warp_size
-        return self.main_loop["MUFU"] * threads / self.tile
+    def wants_matrix_units(self) -> bool:
+        """Whether the matrix units have products of this precision: NVIDIA's have none of exact float32."""
+        return self.precision != "ieee" or not ARCHITECTURES[self.architecture].is_nvidia
 
     @property
     def uses_matrix_units(self) -> bool:
-        """Whether NVIDIA's matrix units compute any product: in half precision or in TF32, never in exact float32."""
-        return any(name in self.assembly for name in ("HMMA", "HGMMA", "UTCHMMA"))
+        """Whether the matrix units compute any product."""
+        return any(name in self.assembly for name in MIX["matrix"])
 
     @functools.cached_property
     def main_loop(self) -> collections.Counter[str]:
-        """How often each instruction stands in the clean loop: of those with products, the one with fewest selections."""
-        matrix = ARCHITECTURES[self.architecture].matrix_instruction
-        with_products = [loop for loop in _loops(self.assembly) if loop[matrix] or loop["FFMA"] > self.tile // 64]
-        return min(
-            with_products, key=lambda loop: loop["FSEL"] + loop["SEL"] + loop.total() / 1e6, default=collections.Counter()
-        )
+        """How often each instruction stands in the clean loop over tiles; empty if there is none."""
+        is_nvidia = ARCHITECTURES[self.architecture].is_nvidia
+        return clean_loop(self.assembly, is_nvidia=is_nvidia, by_matrix_units=self.wants_matrix_units)
 
-
-def _loops(sass: str) -> list[collections.Counter[str]]:
-    """The instructions between each label and the last branch back to it, innermost loops only."""
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    branches: dict[int, int] = {}
-    for line in sass.splitlines():
-        label = re.match(r"\s*(\.L_x_\d+):", line)
-        if label:
-            labels[label[1]] = len(names)
-        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", line)
-        if instruction:
-            target = re.search(r"BRA\S*\s+.*`\((\.L_x_\d+)\)", line)
-            if target and target[1] in labels:
-                branches[labels[target[1]]] = len(names) + 1
-            names.append(instruction[1])
-    spans = list(branches.items())
-    inner = [
-        (start, end) for start, end in spans if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans)
-    ]
-    return [collections.Counter(names[start:end]) for start, end in inner]
+    @functools.cached_property
+    def mix(self) -> dict[str, float]:
+        """Instructions of a thread for each score of the main loop: by ``MIX`` of :mod:`assembly`, "other", and "all"."""
+        threads = self.config.num_warps * ARCHITECTURES[self.architecture].target.warp_size
+        counts = kinds(self.main_loop)
+        numbers = {kind: counts[kind] for kind in (*MIX, "other")} | {"all": counts.total()}
+        return {kind: number * threads / self.tile for kind, number in numbers.items()}
 
 
 def handle_of(launch: Launch, architecture: str) -> Any:
@@ -245,9 +197,10 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
     handle = handle_of(launch, architecture)
     registers, spill, serialized = _usage(handle, architecture)
     sizes = [launch.arguments[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_G") if name in launch.arguments]
+    is_half = "query_ptr" in launch.arguments and launch.arguments["query_ptr"].dtype.itemsize == 2
     return Compiled(
-        launch.kernel.__name__, architecture, launch.config, sizes[0] * sizes[1] if len(sizes) > 1 else 1,
-        registers, handle.metadata.shared, spill, serialized, handle,
+        launch.kernel.__name__, architecture, launch.config, "half" if is_half else launch.arguments.get("PRECISION", "ieee"),
+        sizes[0] * sizes[1] if len(sizes) > 1 else 1, registers, handle.metadata.shared, spill, serialized, handle,
     )  # fmt: skip
 
 
@@ -277,17 +230,32 @@ def _usage(handle: Any, architecture: str) -> tuple[int, int, bool]:
     return registers, stores + loads, "serialized" in report
 
 
-def matrix_share(compiled: Compiled, products: int, head_dim: int) -> float:
-    """The share of the matrix units' peak that the main loop's instruction mix allows, by issue rates alone; NaN if unknown.
+class Bound(NamedTuple):
+    """What a main loop reaches at best: a share of the peak rate of products, and what sets it: matrix, exp or issue."""
 
-    A score costs products * head_dim multiply-adds in the matrix units, its exponentials in the special-function units, and
-    one issue slot an instruction. The slowest of the three sets the pace (a bound: latencies and memory come on top).
+    share: float
+    by: str
+
+
+def bound_of(compiled: Compiled, products: int, head_dim: int) -> Bound:
+    """The bound that the main loop's instruction mix sets, by issue rates alone; NaN where there is no such loop.
+
+    A score costs ``products`` * ``head_dim`` multiply-adds, its exponentials in the special-function units, and issue slots for
+    its instructions. The slowest of the three sets the pace (latencies and memory come on top). The peak is that of products in
+    the kernel's precision: of the matrix units, or in exact float32 on NVIDIA's, of FFMA.
     """
-    about, loop = ARCHITECTURES[compiled.architecture], compiled.main_loop
-    if not about.half_fma or not loop:
-        return float("nan")
-    threads = compiled.config.num_warps * about.target.warp_size
-    matrix = products * head_dim / about.half_fma
-    exponentials = loop["MUFU"] * threads / compiled.tile / about.exponentials
-    issue = loop.total() * threads / compiled.tile / _ISSUE_SLOTS
-    return matrix / max(matrix, exponentials, issue)
+    about, mix = ARCHITECTURES[compiled.architecture], compiled.mix
+    if not mix["all"]:
+        return Bound(math.nan, "")
+    slots = mix["all"] + mix["exp2"] * (about.exponential_slots - 1)
+    if not about.is_nvidia:
+        # A compute unit issues to its matrix, vector, scalar and memory units side by side, from different waves.
+        scalar = sum(number for name, number in compiled.main_loop.items() if not name.startswith("v_"))
+        slots -= mix["matrix"] + scalar * mix["all"] / compiled.main_loop.total()
+    clocks = {
+        "matrix": products * head_dim / about.multiply_adds[compiled.precision],
+        "exp": mix["exp2"] / about.exponentials,
+        "issue": slots / about.issue,
+    }
+    slowest = max(clocks, key=lambda name: clocks[name])
+    return Bound(clocks["matrix"] / clocks[slowest], slowest)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of, matrix_share
+from longformer_triton.bench.assembly import MIX, kind_of
+from longformer_triton.bench.compiled import Compiled, Variant, bound_of, compile_launch, launches_of
 
 # Matrix products of a score: scores and out; scores, dP and dQ; scores, dP, dK and dV.
 PRODUCTS = {
@@ -19,14 +19,8 @@ PRODUCTS = {
     "rows_grad_key_value": 4,
     "columns_grad_key_value": 4,
 }
-# Columns of the instruction mix: a heading and the instructions that it counts.
-MIX = {
-    "exp2": ("MUFU",),
-    "float": ("FFMA", "FMUL", "FADD", "FMNMX"),
-    "mask": ("FSEL", "ISETP", "SEL", "FSETP", "PLOP3"),
-    "shared": ("LDS", "STS", "LDSM", "STSM"),
-    "convert": ("F2FP", "F2F"),
-}
+# Columns of text that a table takes.
+WIDTH = 200
 
 
 def compiled_kernels(variant: Variant, architecture: str) -> Iterator[Compiled]:
@@ -41,26 +35,29 @@ def compiled_kernels(variant: Variant, architecture: str) -> Iterator[Compiled]:
 
 def row_of(compiled: Compiled, head_dim: int) -> list[str]:
     """One line of the table; the mix is instructions of a thread for each score of the clean main loop."""
-    config, about = compiled.config, ARCHITECTURES[compiled.architecture]
+    config = compiled.config
     fields = [
         compiled.kernel,
         f"{config.block_m}x{config.block_n} w{config.num_warps} s{config.num_stages}"
         + (f" r{config.max_registers}" if config.max_registers else ""),
         str(compiled.registers),
         f"{compiled.shared_bytes / 1024:.1f}",
-        str(compiled.blocks) if about.is_nvidia else "",
+        str(compiled.programs_at_once),
         str(compiled.spill_bytes),
     ]
-    loop = compiled.main_loop if compiled.kernel in PRODUCTS else None
-    if not loop:
+    if compiled.kernel not in PRODUCTS or not compiled.main_loop:
         return [*fields, *[""] * (len(MIX) + 3)]
-    per_score = config.num_warps * about.target.warp_size / compiled.tile
-    share = matrix_share(compiled, PRODUCTS[compiled.kernel], head_dim)
-    mix = [f"{sum(loop[name] for name in names) * per_score:.2f}" for names in MIX.values()]
+    products = {name: number for name, number in compiled.main_loop.items() if kind_of(name) == "matrix"}
+    name = max(products, key=lambda name: products[name], default="FFMA")
+    bound = bound_of(compiled, PRODUCTS[compiled.kernel], head_dim)
+    mix = [f"{compiled.mix[kind]:.2f}" for kind in (*MIX, "other")]
     return [
-        *fields, f"{loop[about.matrix_instruction]}", *mix, f"{loop.total() * per_score:.1f}",
-        "" if math.isnan(share) else f"{share:.0%}",
-    ]  # fmt: skip
+        *fields,
+        f"{compiled.main_loop[name]} {name}",
+        *mix[1:],
+        f"{compiled.mix['all']:.1f}",
+        f"{bound.share:.0%} {bound.by}",
+    ]
 
 
 def as_table(variant: Variant, architecture: str, kernels: Sequence[Compiled]) -> Table:
@@ -70,16 +67,20 @@ def as_table(variant: Variant, architecture: str, kernels: Sequence[Compiled]) -
         + (" (tf32)" if variant.tf32 else "")
         + (", padding and globals" if variant.checks else "")
         + (", dropout" if variant.dropout else "")
+        + (", dilated" if variant.dilation > 1 else "")
     )
     table = Table(
         title=title,
-        caption="mix: instructions of a thread for each score in the clean main loop; bound: share of the matrix units' peak "
-        "that issue rates allow, before latencies and memory",
+        caption="programs: that a multiprocessor holds at once; products: in one step of the clean main loop; mix: a thread's "
+        "instructions for each score in it; bound: share of products' peak rate that issue rates allow, before latencies and "
+        "memory, and what sets it",
     )
-    for heading in ("kernel", "configuration", "registers", "shared KiB", "programs", "spills"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "configuration") else "right", no_wrap=True)
-    for heading in (ARCHITECTURES[architecture].matrix_instruction, *MIX, "all", "bound"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["kernel", "configuration", "registers", "shared KiB", "programs", "spills", "products"]
+    headings += [kind for kind in (*MIX, "other", "all") if kind != "matrix"] + ["bound"]
+    for heading in headings:
+        # What holds spaces may go to a second line in a narrow terminal.
+        wraps = heading in ("configuration", "products", "bound")
+        table.add_column(heading, justify="left" if heading in headings[:2] else "right", no_wrap=not wraps)
     for compiled in kernels:
         table.add_row(*row_of(compiled, variant.head_dim))
     return table

@@ -16,7 +16,8 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from longformer_triton.bench.compiled import ARCHITECTURES, Compiled, Variant, compile_launch, launches_of
+from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.compiled import Compiled, Variant, compile_launch, launches_of
 from longformer_triton.bench.ptx_machine.launches import run_launch
 from longformer_triton.bench.ptx_machine.memory import FaultError
 from longformer_triton.kernels.triton_impl.problem import Launch
@@ -89,8 +90,7 @@ def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -
         compiled = compile_launch(launch, architecture)
     except (RuntimeError, TritonError, subprocess.CalledProcessError):  # passes and assemblers that give up
         return None
-    inexact = variant.precision == "ieee" and ARCHITECTURES[architecture].is_nvidia and compiled.uses_matrix_units
-    return compiled if compiled.fits and not inexact else None
+    return compiled if compiled.fits and compiled.uses_matrix_units == compiled.wants_matrix_units else None
 
 
 # Exponentials a score in the main loop, above which warps compute each other's softmax as well: too few rows for them.
@@ -143,10 +143,7 @@ def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled
 
 
 def _with_usage(reason: str, compiled: Compiled) -> str:
-    reason += f", {compiled.registers} registers"
-    if ARCHITECTURES[compiled.architecture].is_nvidia:
-        reason += f", {compiled.blocks} at once on a multiprocessor"
-    return reason
+    return f"{reason}, {compiled.registers} registers, {compiled.programs_at_once} at once on a multiprocessor"
 
 
 def _compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
@@ -178,13 +175,13 @@ def first_that_fits(
         fault = None if compiled is None else _fault_where_served(kernel, variant, architecture, config)
         if fault is not None:
             say(f"{config}: {fault}")
-        elif compiled is not None and compiled.exponentials <= _ONE_SOFTMAX:
+        elif compiled is not None and compiled.mix["exp2"] <= _ONE_SOFTMAX:
             reason = "as wanted" if config == options[0] and start is None else "largest without spills"
             return _row_of(kernel, architecture, variant, compiled, _with_usage(reason, compiled))
         elif compiled is not None:
             second = second or compiled
     if second is not None:
-        reason = f"softmax {second.exponentials:.0f} times over, the others spill"
+        reason = f"softmax {second.mix['exp2']:.0f} times over, the others spill"
         return _row_of(kernel, architecture, variant, second, _with_usage(reason, second))
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None

@@ -4,11 +4,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from longformer_triton.bench.compiled import Variant, compile_launch, matrix_share
-from longformer_triton.bench.inspect import PRODUCTS
+from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.compiled import Variant, bound_of, compile_launch
+from longformer_triton.bench.inspect import PRODUCTS, compiled_kernels, row_of
 from longformer_triton.bench.tune import compiles, fault_of, launch_of
 from longformer_triton.cli import app
-from longformer_triton.kernels.triton_impl.tuning import Config
+from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, Config
 
 
 def test_inspect_prints_the_main_loops():
@@ -63,7 +64,58 @@ def test_the_clean_loop_masks_nothing():
     assert loop["HGMMA"] > 0
     assert loop["FSEL"] <= 2
     assert scores <= loop["MUFU"] <= scores + 8
-    assert 0 < matrix_share(compiled, PRODUCTS["window_forward"], 64) <= 1
+    bound = bound_of(compiled, PRODUCTS["window_forward"], 64)
+    assert 0.5 < bound.share <= 1
+    assert bound.by == "issue"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kernel", "dtype", "products"),
+    [
+        ("gfx942", "forward", torch.float16, "v_mfma"),
+        ("gfx942", "forward", torch.float32, "v_mfma"),
+        ("sm_90", "rows_forward", torch.float16, "HMMA"),
+        ("sm_80", "forward", torch.float32, "FFMA"),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_every_main_loop_is_found(architecture, kernel, dtype, products):
+    """The products of one step are those of its scores, twice; what is masked stands elsewhere."""
+    variant = Variant(dtype=dtype, checks=kernel == "rows_forward")
+    compiled = next(one for one in compiled_kernels(variant, architecture) if KERNEL_OF.get(one.kernel) == kernel)
+    assert any(name.startswith(products) for name in compiled.main_loop)
+    assert compiled.mix["exp2"] >= 1
+    if kernel == "forward":
+        assert compiled.mix["mask"] < 0.5
+    bound = bound_of(compiled, PRODUCTS[compiled.kernel], 64)
+    assert 0 < bound.share <= 1
+    assert row_of(compiled, 64)[6].split()[1].startswith(products)
+
+
+def test_kinds_of_instructions_add_up():
+    compiled = compile_launch(launch_of("forward", Variant(), "sm_90", Config(128, 64, 8, 2)), "sm_90")
+    assert sum(number for kind, number in compiled.mix.items() if kind != "all") == pytest.approx(compiled.mix["all"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "registers", "shared_bytes", "num_warps", "tensor_columns", "expected"),
+    [
+        ("sm_90", 128, 49_152, 8, 0, 2),
+        ("sm_90", 129, 49_152, 8, 0, 1),  # registers come by eights
+        ("sm_90", 168, 0, 4, 0, 3),
+        ("sm_90", 32, 0, 1, 0, 32),  # no more programs than that
+        ("sm_90", 32, 0, 8, 0, 8),  # 64 warps
+        ("sm_86", 32, 0, 8, 0, 6),  # 48
+        ("sm_90", 32, 113_664, 4, 0, 2),
+        ("sm_90", 32, 116_736, 4, 0, 1),  # a kilobyte of each program is the system's
+        ("sm_100", 64, 0, 4, 256, 2),
+        ("gfx942", 244, 0, 8, 0, 1),
+        ("gfx942", 244, 0, 4, 0, 2),
+    ],
+)
+def test_programs_at_once(architecture, registers, shared_bytes, num_warps, tensor_columns, expected):
+    about = ARCHITECTURES[architecture]
+    assert about.programs_at_once(registers, shared_bytes, num_warps, tensor_columns) == expected
 
 
 def test_a_mask_on_every_tile_would_show():
