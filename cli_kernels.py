@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from longformer_triton.cli_common import Folder, fail, numbers
+from longformer_triton.cli_common import fail, numbers
 
-_ARCHITECTURES = "sm_80, sm_86, sm_90, sm_100, sm_120 or gfx942; several with commas."
+_ARCHITECTURES = "sm_80, sm_86, sm_87, sm_89, sm_90, sm_100, sm_103, sm_120, sm_121, gfx942 or gfx950; several with commas."
 
 
 def _variant(head_dim: int, dtype: str, checks: bool = False, dropout: bool = False, dilation: int = 1) -> Any:
@@ -65,25 +65,34 @@ def tune(
     head_dim: Annotated[str, typer.Option(help="64, 128, 256; several with commas.")] = "64",
     dtype: Annotated[str, typer.Option(help="float16 (bfloat16 has the same), float32 or tf32.")] = "float16",
     kernel: Annotated[str | None, typer.Option(help="One kernel; the default is all.")] = None,
+    dilation: Annotated[int, typer.Option(min=1, help="More than 1: for tiles that are loaded by pointers.")] = 1,
     save: Annotated[
-        pathlib.Path | None, typer.Option(help="Table to append to; LONGFORMER_TRITON_CONFIGURATIONS=FILE puts it in force.")
+        pathlib.Path | None,
+        typer.Option(
+            help="Table to add to; rows that it holds are not sought again. "
+            "LONGFORMER_TRITON_CONFIGURATIONS=FILE puts it in force."
+        ),
     ] = None,
 ) -> None:
     """Find launch configurations: the fastest on the GPU here, or for another architecture the first that compiles well."""
     import torch
 
     from longformer_triton.bench import tune as tuner
-    from longformer_triton.kernels.triton_impl.tuning import KERNELS, target_of
+    from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, KERNELS, read_rows, target_of
 
     here = target_of(torch.device("cuda", 0)).architecture if torch.cuda.is_available() else None
     if architecture is None and here is None:
         fail("--architecture: not given, and there is no GPU here to take it from")
     if kernel is not None and kernel not in KERNELS:
         fail(f"--kernel: got {kernel}, expected one of {', '.join(KERNELS)}")
-    precision = _variant(64, dtype, False, False).precision
+    widths = numbers("--head-dim", head_dim)
+    if not set(widths) <= set(HEAD_DIMS):
+        fail(f"--head-dim: got {head_dim}, expected some of {', '.join(map(str, HEAD_DIMS))}, which serve narrower heads too")
+    known = read_rows(save.read_text().splitlines()) if save is not None and save.exists() else []
+    precision = _variant(64, dtype).precision
     for name in _architectures(architecture or str(here)):
         rows = tuner.table(
-            name, precision, numbers("--head-dim", head_dim), typer.echo, [kernel] if kernel else (),
+            name, precision, widths, typer.echo, [kernel] if kernel else (), known=known, dilation=dilation,
             device="cuda" if name == here else None,
         )  # fmt: skip
         for row in rows:
@@ -93,23 +102,28 @@ def tune(
 
 
 def gpu(
-    out: Folder = pathlib.Path("results/gpu"),
+    out: Annotated[pathlib.Path | None, typer.Option(help="Folder; by default results/ and the GPU's name.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; what is left over runs in the next call.", min=1)] = None,
 ) -> None:
     """On a GPU: check the kernels, then sweep against every peer; a rerun goes on where the last one stopped."""
     from rich.console import Console
 
-    from longformer_triton.bench.gpu import run_gpu
+    from longformer_triton.bench.gpu import default_folder, run_gpu
 
     try:
-        well = run_gpu(out, Console(), time_limit)
+        well = run_gpu(out or default_folder(), Console(), time_limit)
     except ValueError as error:
         fail(str(error))
     raise typer.Exit(0 if well else 1)
 
 
 def doctor(
-    thorough: Annotated[bool, typer.Option("--thorough", help="Without a GPU: compile every head_dim, not only 64.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Without a GPU: compile for every shipped problem, not only for head_dim 64.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With a GPU: processes at once; most of their time is compiling.")
+    ] = None,
 ) -> None:
     """Say what is installed and what runs here, and check the kernels; the exit status is 0 when all is well, else 1."""
     from rich.console import Console
@@ -117,7 +131,7 @@ def doctor(
     from longformer_triton.bench.doctor import examine
 
     console = Console(soft_wrap=True)
-    well = examine(console, thorough=thorough)
+    well = examine(console, thorough=thorough, jobs=jobs)
     console.print("[green]all is well" if well else "[red]not all is well: please report the lines marked above")
     raise typer.Exit(0 if well else 1)
 

@@ -68,6 +68,8 @@ def _cuda(capability: int) -> GPUTarget:
     return GPUTarget("cuda", capability, 32)
 
 
+# Those that the tests compile for; the others below run the configurations of one of these (``tuning.STANDS_IN``).
+TESTED = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
 ARCHITECTURES = {
     "sm_80": Architecture(_cuda(80), 166_912, {"half": 1024, "tf32": 512, "ieee": 64}, 64, 32, 167_936),
     "sm_86": Architecture(_cuda(86), 101_376, {"half": 256, "tf32": 128, "ieee": 128}, 48, 16, 102_400),
@@ -77,6 +79,16 @@ ARCHITECTURES = {
     # A wave of 64 threads runs in four steps of 16, and in sixteen where it computes an exponential.
     "gfx942": Architecture(
         GPUTarget("hip", "gfx942", 64), 65_536, {"half": 1024, "tf32": 512, "ieee": 128}, 32, 32, 65_536,
+        reserved_bytes=0, registers=32_768, issue=64, exponential_slots=4,
+    ),
+    "sm_87": Architecture(_cuda(87), 166_912, {"half": 512, "tf32": 256, "ieee": 128}, 48, 16, 167_936),
+    "sm_89": Architecture(_cuda(89), 101_376, {"half": 256, "tf32": 128, "ieee": 128}, 48, 24, 102_400),
+    "sm_103": Architecture(
+        _cuda(103), 232_448, {"half": 4096, "tf32": 2048, "ieee": 128}, 64, 32, 233_472, exponentials=32
+    ),
+    "sm_121": Architecture(_cuda(121), 101_376, {"half": 256, "tf32": 128, "ieee": 128}, 48, 24, 102_400),
+    "gfx950": Architecture(
+        GPUTarget("hip", "gfx950", 64), 163_840, {"half": 2048, "tf32": 128, "ieee": 128}, 32, 32, 163_840,
         reserved_bytes=0, registers=32_768, issue=64, exponential_slots=4,
     ),
 }  # fmt: skip

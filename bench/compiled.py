@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import re
@@ -24,13 +25,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
-from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.assembly import MIX, clean_loop, kinds
+from longformer_triton.bench.kernel_checks import float32_products
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.triton_impl.launch import backward_launches, forward_launches
 from longformer_triton.kernels.triton_impl.problem import Given, Launch
-from longformer_triton.kernels.triton_impl.tuning import Config, Target
+from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,23 @@ class Variant:
     def precision(self) -> str:
         """half, tf32 or ieee: the kind of matrix products."""
         return "half" if self.dtype.itemsize == 2 else "tf32" if self.tf32 else "ieee"
+
+
+def shipped_problems() -> Iterator[tuple[str, Variant]]:
+    """(architecture, problem): every one that the table of configurations serves, at its own head dimensions."""
+    precisions = ((torch.float16, False), (torch.float32, True), (torch.float32, False))
+    for architecture, (dtype, tf32), head_dim in itertools.product(TESTED, precisions, HEAD_DIMS):
+        target = Target.named(architecture)
+        for dropout, checks, dilation in itertools.product(
+            (False, True), (False, True), (1, 3) if target.descriptors else (1,)
+        ):
+            variant = Variant(head_dim, dtype, tf32, checks, dropout, dilation)
+            descriptors = target.descriptors and dilation == 1 and variant.precision != "ieee"
+            refusal = target.missing(
+                head_dim, variant.precision, dropout=dropout, padding=checks, has_globals=checks, descriptors=descriptors
+            )
+            if refusal is None:
+                yield architecture, variant
 
 
 class _StandIn:
@@ -77,16 +96,6 @@ def standing_in(architecture: str) -> Iterator[None]:
         driver._active = before
 
 
-@contextlib.contextmanager
-def _float32_products(tf32: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def launches_of(
     variant: Variant,
     architecture: str,
@@ -114,7 +123,7 @@ def launches_of(
     out, lse = states(seq_len), torch.zeros(1, heads, seq_len, device=device)
     grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
     given = Given(states(seq_len), None, out, lse)
-    with _float32_products(variant.tf32):
+    with float32_products(tf32=variant.tf32):
         return [
             *forward_launches(window, rows, pattern, 0.125, dropout, out, lse, target),
             *backward_launches(given, window, rows, pattern, 0.125, dropout, [True] * 6, grads, target),

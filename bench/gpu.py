@@ -2,7 +2,7 @@
 
 First whether the kernels are right: ``doctor``, the tests marked ``gpu`` where this is a checkout, NVIDIA's compute-sanitizer
 where it is installed. None of these needs transformers or test assets. Then the sweeps against every peer, whole models, and
-the longest text that fits.
+the longest text that fits. Last the tuning of launch configurations, whose table is for the caller to put in force.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,14 +32,16 @@ from longformer_triton.bench.sweep import Plan, run_sweep
 _STATE = "steps.json"
 # One folder, in which every cell names its axes: `bench sweep --suite gpu --out` goes on in it too.
 _SWEEP = "sweep"
+_TUNED = "tuned.csv"
+_COMMAND = (sys.executable, "-m", "longformer_triton.cli")
 _MODEL_LENGTHS = tuple(2**power for power in range(9, 17))
 # What the sanitizer watches: every kind of problem once, small, because it slows everything down a hundred times.
 _TINY = """
 import dataclasses, torch
-from longformer_triton.bench import doctor
-for check in doctor.CHECKS:
+from longformer_triton.bench import kernel_checks
+for check in kernel_checks.CHECKS:
     tiny = dataclasses.replace(check, seq_len=70, window=(20, 9), num_globals=min(check.num_globals, 5))
-    print(doctor.run_check(tiny, torch.float16, 32, torch.device("cuda")))
+    print(kernel_checks.run_check(tiny, "float16", 32, torch.device("cuda")))
 """
 
 # Returns whether all is well; None when the time was not enough.
@@ -50,15 +54,19 @@ def _command(name: str, command: list[str], **environment: str) -> Step:
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
         log = folder / f"{name}.txt"
         with log.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, **environment},
+                start_new_session=True,
+            )  # fmt: skip
             try:
-                result = subprocess.run(
-                    command, stdout=file, stderr=subprocess.STDOUT, timeout=left, check=False, cwd=folder,
-                    env={**os.environ, **environment},
-                )  # fmt: skip
+                status = process.wait(left)
             except subprocess.TimeoutExpired:
+                # With those that it started: the next step is to have the GPU to itself.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 return None
-        console.print(f"{name}: exit status {result.returncode}, {log}")
-        return result.returncode == 0
+        console.print(f"{name}: exit status {status}, {log}")
+        return status == 0
 
     return step
 
@@ -98,14 +106,29 @@ def _longest(folder: pathlib.Path, console: Console, left: float | None) -> bool
     return True
 
 
+def _say(text: str) -> Step:
+    """A step that cannot run here, and says so."""
+
+    def step(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
+        console.print(f"[yellow]{text}")
+        return True
+
+    return step
+
+
 def steps() -> Iterator[tuple[str, Step]]:
     """Every step by name, in the order they run."""
-    yield "doctor", _command("doctor", [sys.executable, "-m", "longformer_triton.cli", "doctor", "--thorough"])
+    yield "doctor", _command("doctor", [*_COMMAND, "doctor"])
     tests = pathlib.Path(__file__).resolve().parent.parent / "tests" / "gpu"
     if tests.is_dir():
         yield "tests", _command("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)])
     sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is not None:
+    if sanitizer is None:
+        yield (
+            "sanitizer",
+            _say("compute-sanitizer is not on the PATH: no memcheck and no racecheck (it comes with the CUDA toolkit)"),
+        )
+    else:
         for tool in ("memcheck", "racecheck"):
             command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", _TINY]
             # PyTorch's allocator hands out parts of large blocks, within which nothing is out of bounds.
@@ -116,6 +139,16 @@ def steps() -> Iterator[tuple[str, Step]]:
     for dtype in ("bfloat16", "float32"):
         yield f"model, {dtype}", _models(dtype)
     yield "longest", _longest
+    for dtype in ("float16", "tf32"):
+        # Begun again, it goes on after the rows that the table holds.
+        options = ["--dtype", dtype, "--head-dim", "64,128", "--save", _TUNED]
+        yield f"tuning, {dtype}", _command(f"tuning-{dtype}", [*_COMMAND, "bench", "tune", *options])
+
+
+def default_folder() -> pathlib.Path:
+    """results/ and the name of the GPU; run_gpu says so where there is none."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu"
+    return pathlib.Path("results") / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def run_gpu(folder: pathlib.Path, console: Console, time_limit: float | None) -> bool:

@@ -60,17 +60,21 @@ def row_of(compiled: Compiled, head_dim: int) -> list[str]:
     ]
 
 
-def as_table(variant: Variant, architecture: str, kernels: Sequence[Compiled]) -> Table:
-    """The table of one architecture, as printed."""
-    title = (
+def title_of(variant: Variant, architecture: str) -> str:
+    """A problem in words."""
+    return (
         f"{architecture}, head_dim {variant.head_dim}, {str(variant.dtype).removeprefix('torch.')}"
         + (" (tf32)" if variant.tf32 else "")
         + (", padding and globals" if variant.checks else "")
         + (", dropout" if variant.dropout else "")
         + (", dilated" if variant.dilation > 1 else "")
     )
+
+
+def as_table(variant: Variant, architecture: str, kernels: Sequence[Compiled]) -> Table:
+    """The table of one architecture, as printed."""
     table = Table(
-        title=title,
+        title=title_of(variant, architecture),
         caption="programs: that a multiprocessor holds at once; products: in one step of the clean main loop; mix: a thread's "
         "instructions for each score in it; bound: share of products' peak rate that issue rates allow, before latencies and "
         "memory, and what sets it",

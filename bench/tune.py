@@ -16,7 +16,7 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Compiled, Variant, compile_launch, launches_of
 from longformer_triton.bench.ptx_machine.launches import run_launch
 from longformer_triton.bench.ptx_machine.memory import FaultError
@@ -33,45 +33,55 @@ from longformer_triton.kernels.triton_impl.tuning import (
     Target,
 )
 
+Tiles = tuple[tuple[int, ...], ...]
 # (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
 # second program on a multiprocessor, whose exponentials then overlap with the first one's products.
-_QUERY_TILES = (
-    (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 32, 8, 2),
-    (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4,
-    1),
+_QUERY_TILES: Tiles = (
+    (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), (64, 64, 8, 1),
+    (64, 32, 8, 2), (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
+    (16, 32, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
-_KEY_TILES = (
-    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2),
-    (32, 64, 8, 1), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (16, 128, 16, 1),
-    (16, 64, 16, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
+_KEY_TILES: Tiles = (
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (64, 64, 4, 1), (32, 64, 4, 2),
+    (32, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
+    (16, 128, 16, 1), (16, 64, 16, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
-_NARROW_TILES = (
+_NARROW_TILES: Tiles = (
     (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (64, 64, 16, 1, 128), (32, 64, 8, 1), (16, 64, 8, 1), (16, 64, 16, 1),
     (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
 )  # fmt: skip
-CANDIDATES = {
-    "forward": _QUERY_TILES,
-    "backward_query": _QUERY_TILES,
-    "backward_key_value": _KEY_TILES,
-    "rows_forward": _NARROW_TILES,
-    "rows_backward_query": _NARROW_TILES,
-    "rows_backward_key_value": _NARROW_TILES,
-    "columns": _NARROW_TILES,
-}
-# Kernels in which dropout's bytes come for 64 keys at a time.
-_BYTES_BY_TILE = tuple(kernel for kernel in CANDIDATES if kernel != "columns")
+# The same for AMD's waves of 64 threads: matrix instructions of 32 or 16 rows, of which each wave needs its own, or waves
+# compute each other's softmax (bench/LOG.md, "waves of 64"). Each program hides the latency of another.
+_WAVE_QUERY_TILES: Tiles = (
+    (128, 64, 4, 1), (64, 64, 2, 1), (64, 32, 2, 1), (32, 64, 1, 1), (32, 32, 1, 1), (64, 64, 4, 1), (32, 64, 2, 1),
+    (16, 64, 1, 1), (32, 64, 4, 1), (16, 64, 4, 1), (16, 16, 1, 1), (16, 16, 4, 1),
+)  # fmt: skip
+_WAVE_KEY_TILES: Tiles = (
+    (64, 128, 4, 1), (128, 64, 4, 1), (64, 64, 2, 1), (32, 128, 4, 1), (32, 64, 2, 1), (32, 64, 1, 1), (32, 32, 1, 1),
+    (64, 64, 4, 1), (32, 64, 4, 1), (16, 64, 1, 1), (16, 64, 4, 1), (16, 16, 1, 1), (16, 16, 4, 1),
+)  # fmt: skip
+_WAVE_NARROW_TILES: Tiles = (
+    (64, 64, 1, 1), (64, 64, 2, 1), (32, 64, 1, 1), (16, 64, 1, 1), (64, 64, 4, 1), (32, 32, 1, 1), (16, 64, 4, 1),
+    (16, 16, 1, 1), (16, 16, 4, 1),
+)  # fmt: skip
+# By the threads of a warp.
+_CANDIDATES = {32: (_QUERY_TILES, _KEY_TILES, _NARROW_TILES), 64: (_WAVE_QUERY_TILES, _WAVE_KEY_TILES, _WAVE_NARROW_TILES)}
 
 
 def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dropout: bool) -> list[Config]:
     """What may be tried, most wanted first."""
+    about = ARCHITECTURES[architecture]
+    query_tiles, key_tiles, narrow_tiles = _CANDIDATES[about.target.warp_size]
+    tiles = {"forward": query_tiles, "backward_query": query_tiles, "backward_key_value": key_tiles}.get(kernel, narrow_tiles)
     configs = []
-    for block_m, block_n, warps, stages, *cap in CANDIDATES[kernel]:
+    for block_m, block_n, warps, stages, *cap in tiles:
         too_large = block_m * block_n > 64 * 64 and (head_dim > 128 or precision == "ieee")
-        split_bytes = dropout and kernel in _BYTES_BY_TILE and block_n % 64
+        # Dropout's bytes come for 64 keys at a time, where keys are neighbours.
+        split_bytes = dropout and kernel != "columns" and block_n % 64
         # A cap is for NVIDIA's assembler, and worth a try where a program is small enough or would get too few.
         small = warps > 8 or (head_dim <= 64 and precision == "half")
-        no_cap = cap and not (ARCHITECTURES[architecture].is_nvidia and small)
+        no_cap = cap and not (about.is_nvidia and small)
         if not (too_large or split_bytes or no_cap):
             configs.append(Config(block_m, block_n, warps, stages, cap[0] if cap else None))
     return configs
@@ -146,19 +156,42 @@ def _with_usage(reason: str, compiled: Compiled) -> str:
     return f"{reason}, {compiled.registers} registers, {compiled.programs_at_once} at once on a multiprocessor"
 
 
-def _compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
-    """The compiled kernel if it may be shipped here and where this architecture's rows stand in."""
-    guests = (name for name in ARCHITECTURES if STANDS_IN.get(name) == architecture)
-    compiled = compiles(kernel, variant, architecture, config)
-    return compiled if compiled and all(compiles(kernel, variant, name, config) for name in guests) else None
+# Head dimensions that a row serves besides its own: narrower ones with room for padding, or with none.
+_NARROWER = {64: (32, 48), 128: (80, 96), 256: (160,)}
+
+
+def problems_served(kernel: str, variant: Variant, architecture: str) -> Iterator[tuple[Variant, str]]:
+    """(problem, architecture) of all that a row for ``variant`` serves, its own first.
+
+    Besides: narrower heads, the window's kernels without padding and globals too, and the architectures that it stands in for.
+    """
+    guests = [name for name in TESTED if STANDS_IN.get(name) == architecture]
+    checks = (True, False) if variant.checks and kernel in WINDOW_KERNELS else (variant.checks,)
+    for head_dim in (variant.head_dim, *_NARROWER[variant.head_dim]):
+        for with_checks in checks:
+            for name in (architecture, *guests):
+                yield dataclasses.replace(variant, head_dim=head_dim, checks=with_checks), name
+
+
+def compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
+    """The kernel compiled for ``variant``, if all that a row for it serves may be shipped with ``config``; else None."""
+    first: Compiled | None = None
+    for problem, name in problems_served(kernel, variant, architecture):
+        compiled = compiles(kernel, problem, name, config)
+        if compiled is None:
+            return None
+        first = first or compiled
+    return first
 
 
 def _fault_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
-    """The first fault among the problems that a row would serve: with padding and globals, the window's kernels without too."""
-    problems = [variant]
-    if variant.checks and kernel in WINDOW_KERNELS:
-        problems.append(dataclasses.replace(variant, checks=False))
-    return next(filter(None, (fault_of(kernel, problem, architecture, config) for problem in problems)), None)
+    """The first fault among the problems of its own width that a row would serve."""
+    served = [
+        (problem, name)
+        for problem, name in problems_served(kernel, variant, architecture)
+        if problem.head_dim == variant.head_dim
+    ]
+    return next(filter(None, (fault_of(kernel, problem, name, config) for problem, name in served)), None)
 
 
 def first_that_fits(
@@ -171,7 +204,7 @@ def first_that_fits(
         options = options[place:]
     second: Compiled | None = None
     for config in options:
-        compiled = _compiles_where_served(kernel, variant, architecture, config)
+        compiled = compiles_where_served(kernel, variant, architecture, config)
         fault = None if compiled is None else _fault_where_served(kernel, variant, architecture, config)
         if fault is not None:
             say(f"{config}: {fault}")
@@ -226,16 +259,18 @@ def table(
     say: Callable[[str], None],
     kernels: Sequence[str] = (),
     *,
+    known: Iterable[Row] = (),
     every_problem: bool = True,
     dilation: int = 1,
     device: str | None = None,
 ) -> Iterator[Row]:
     """Every row of an architecture and precision, by measuring on ``device`` or, without one, by compiling.
 
-    Harder problems begin where easier ones ended, which saves most compilations.
+    Harder problems begin where easier ones ended, which saves most compilations. Rows that are ``known`` are not sought again.
     """
+    rows = {row.key: row for row in known}
     dtype = torch.float16 if precision == "half" else torch.float32
-    for kernel in kernels or CANDIDATES:
+    for kernel in kernels or KERNELS:
         found: dict[tuple[int, bool, bool], Config] = {}
         checks_too = (False, True) if every_problem and kernel in WINDOW_KERNELS else (True,)
         for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
@@ -246,6 +281,10 @@ def table(
                 options = candidates(kernel, architecture, precision, head_dim, dropout)
                 start = max((config for config in easier if config in options), key=options.index, default=None)
             variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
+            row = rows.get((_table_name(kernel, architecture, variant), precision, kernel, head_dim, dropout, checks))
+            if row is not None:
+                found[head_dim, dropout, checks] = row.config
+                continue
             if device is None:
                 row = first_that_fits(kernel, architecture, variant, start, say)
             else:

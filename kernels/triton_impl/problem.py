@@ -100,9 +100,11 @@ def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) 
     Asked before each call that leaves the choice of a backend open, so that both directions run on the same one.
     """
     query = window[0]
-    target, checks = target_of(query.device), pattern.key_mask is not None or pattern.global_mask is not None
-    descriptors = uses_descriptors(target, pattern, window)
-    return target.missing(query.shape[3], precision_of(query.dtype), dropout=dropout, checks=checks, descriptors=descriptors)
+    target = target_of(query.device)
+    return target.missing(
+        query.shape[3], precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
+        has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, window),
+    )  # fmt: skip
 
 
 class Problem:

@@ -187,10 +187,13 @@ class Target:
             return dataclasses.replace(row.config, num_stages=1)
         return row.config
 
-    def missing(self, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool) -> str | None:
-        """None when every kernel has a configuration; else :meth:`config`'s message about the first that has none."""
+    def missing(
+        self, head_dim: int, precision: str, *, dropout: bool, padding: bool, has_globals: bool, descriptors: bool
+    ) -> str | None:
+        """None when all kernels of a problem have a configuration; else what :meth:`config` says of the first without one."""
+        checks = padding or has_globals
         try:
-            for kernel in KERNELS if checks else WINDOW_KERNELS:
+            for kernel in KERNELS if has_globals else WINDOW_KERNELS:
                 self.config(kernel, head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors)
         except NotImplementedError as refusal:
             return str(refusal)

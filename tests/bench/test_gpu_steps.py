@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
 
-from longformer_triton.bench import doctor, gpu, suites
+from longformer_triton.bench import gpu, kernel_checks, suites
 
 
 @pytest.fixture
@@ -39,6 +40,11 @@ def test_there_has_to_be_a_gpu(tmp_path, monkeypatch):
         gpu.run_gpu(tmp_path, Console(quiet=True), None)
 
 
+def test_results_are_named_after_the_gpu(monkeypatch, pretend_gpu):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert gpu.default_folder().as_posix() == "results/nvidia-h100-80gb-hbm3"
+
+
 def test_a_rerun_goes_on_where_time_was_up(tmp_path, monkeypatch, pretend_gpu):
     assert run(monkeypatch, tmp_path, {"first": True, "second": None, "third": True}) == (True, ["first", "second"])
     assert json.loads((tmp_path / "steps.json").read_text()) == {"first": True}
@@ -58,25 +64,65 @@ def test_the_steps_begin_with_correctness():
     assert sum(name.startswith("sweep") for name in names) == 2 * 4 * 11
     measured = [index for index, name in enumerate(names) if name.startswith(("graph", "sweep"))]
     assert names.index("tests") < min(measured)
-    assert names[max(measured) + 1 :] == ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest"]
+    last = ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest", "tuning, float16", "tuning, tf32"]
+    assert names[max(measured) + 1 :] == last
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_sanitizer_is_run_or_missed_aloud(installed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/opt/{name}" if installed else None)
+    found = {name: step for name, step in gpu.steps() if name in ("sanitizer", "memcheck", "racecheck")}
+    assert list(found) == (["memcheck", "racecheck"] if installed else ["sanitizer"])
+    if not installed:
+        assert found["sanitizer"](tmp_path, Console(), None) is True
+        assert "compute-sanitizer is not on the PATH" in capsys.readouterr().out
 
 
 def test_what_the_sanitizer_watches_runs_every_check(monkeypatch):
     ran = []
-    monkeypatch.setattr(doctor, "run_check", lambda check, dtype, head_dim, device: ran.append((check.name, check.seq_len)))
+    monkeypatch.setattr(kernel_checks, "run_check", lambda check, *rest: ran.append((check.name, check.seq_len, *rest)))
     exec(gpu._TINY, {})
-    assert ran == [(check.name, 70) for check in doctor.CHECKS]
+    assert ran == [(check.name, 70, "float16", 32, torch.device("cuda")) for check in kernel_checks.CHECKS]
 
 
-def test_the_doctor_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
-    run = subprocess.run
+@pytest.mark.parametrize(
+    ("name", "said"), [("doctor", "Say what is installed"), ("tuning, tf32", "Find launch configurations")]
+)
+def test_commands_of_this_package_run_in_processes_of_their_own(name, said, tmp_path, monkeypatch):
+    start = subprocess.Popen
 
     def ask_for_help(command, **options):
-        return run([*command, "--help"], **options)
+        return start([*command, "--help"], **options)
 
-    monkeypatch.setattr(gpu.subprocess, "run", ask_for_help)
-    assert dict(gpu.steps())["doctor"](tmp_path, Console(quiet=True), None) is True
-    assert "Say what is installed and what runs here" in (tmp_path / "doctor.txt").read_text()
+    monkeypatch.setattr(gpu.subprocess, "Popen", ask_for_help)
+    assert dict(gpu.steps())[name](tmp_path, Console(quiet=True), None) is True
+    assert said in (tmp_path / f"{name.replace(', ', '-')}.txt").read_text()
+
+
+def test_what_runs_out_of_time_ends_with_all_that_it_started(tmp_path, monkeypatch):
+    reported, report = os.pipe()
+    grandchild = f"import os, signal; os.write({report}, str(os.getpid()).encode()); signal.pause()"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}], pass_fds=[{report}])"
+
+    class OutOfTime(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(command, **options, pass_fds=[report])
+
+        def wait(self, timeout=None):
+            """Time is up as soon as the grandchild has reported."""
+            if timeout is None:
+                return super().wait()
+            self.grandchild = psutil.Process(int(os.read(reported, 20)))
+            raise subprocess.TimeoutExpired("child", timeout)
+
+    started = []
+    monkeypatch.setattr(
+        gpu.subprocess, "Popen", lambda *args, **options: started.append(OutOfTime(*args, **options)) or started[0]
+    )
+    assert gpu._command("child", [sys.executable, "-c", child])(tmp_path, Console(quiet=True), 1.0) is None
+    # Gone, or waiting for a system that buries the orphans of others.
+    gone, alive = psutil.wait_procs([started[0].grandchild], timeout=10)
+    assert gone or alive[0].status() == psutil.STATUS_ZOMBIE
 
 
 def test_sweeps_cover_the_axes_and_put_cheap_cells_first():

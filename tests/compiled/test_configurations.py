@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 
-from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Variant, compile_launch
 from longformer_triton.bench.tune import launch_of
 from longformer_triton.kernels import AttentionPattern, backends, longformer_attention, ops
@@ -55,7 +55,7 @@ def variant_of(row) -> Variant:
 def served_by(row) -> list[str]:
     """The architectures of the benchmarks that run a row: its own, and those that it stands in for."""
     own = row.architecture.removesuffix(POINTERS)
-    return [own, *(name for name in ARCHITECTURES if STANDS_IN.get(name) == own)]
+    return [own, *(name for name in TESTED if STANDS_IN.get(name) == own)]
 
 
 @pytest.mark.parametrize(("row", "architecture"), [as_param(row, name) for row in ROWS for name in served_by(row)])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from attention_cases import Case, Tf32Products, assert_close_to_float64, assert_same, naive_results, poisoned_allocations
 
-from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Target
+from longformer_triton.bench.compiled import shipped_problems
+from longformer_triton.bench.inspect import title_of
 
 # Tiles have 128 rows and 64 columns on most architectures: these lengths have several, and a cut one.
 PLAIN = Case(batch=1, heads=2, seq_len=200, head_dim=64, window=(70, 50))
@@ -71,39 +72,25 @@ def test_errors_are_those_of_the_same_precision(example, on_machine, use_product
     assert_errors_of_the_same_precision(CASES[name], precision, use_products(precision))
 
 
-def shipped_problems():
-    """(architecture, precision, head_dim, dropout, checks, dilation): every choice that the table has configurations for."""
-    for architecture in ARCHITECTURES:
-        target = Target.named(architecture)
-        for precision in ("half", "tf32", "ieee"):
-            for head_dim in HEAD_DIMS:
-                for dropout in (False, True):
-                    for checks in (False, True):
-                        for dilation in (1, 3) if target.descriptors else (1,):
-                            descriptors = target.descriptors and dilation == 1 and precision != "ieee"
-                            if not target.missing(head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors):
-                                yield architecture, precision, head_dim, dropout, checks, dilation
-
-
-def problem_id(problem) -> str:
-    architecture, precision, head_dim, dropout, checks, dilation = problem
-    return "-".join(
-        [architecture, precision, str(head_dim), *["dropout"] * dropout, *["checks"] * checks, *["dilated"] * (dilation > 1)]
-    )
+PROBLEMS = [
+    pytest.param(architecture, variant, id=title_of(variant, architecture).replace(", ", "-").replace(" ", "_"))
+    for architecture, variant in shipped_problems()
+    if architecture in ARCHITECTURES
+]
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("problem", list(shipped_problems()), ids=problem_id)
-def test_every_shipped_configuration(problem, on_machine, use_products):
-    architecture, precision, head_dim, dropout, checks, dilation = problem
+@pytest.mark.parametrize(("architecture", "variant"), PROBLEMS)
+def test_every_shipped_configuration(architecture, variant, on_machine, use_products):
+    checks, dilation = variant.checks, variant.dilation
     # Long enough for several tiles in each of the loops: at both edges of the window, and between them.
     case = Case(
-        batch=1, heads=1, key_heads=1, seq_len=400 * dilation, head_dim=head_dim, window=(190, 180), dilation=dilation,
+        batch=1, heads=1, key_heads=1, seq_len=400 * dilation, head_dim=variant.head_dim, window=(190, 180), dilation=dilation,
         padding="left" if checks else "none", globals_="some" if checks else "none", global_rows=checks,
-        dropout_p=0.1 if dropout else 0.0,
+        dropout_p=0.1 if variant.dropout else 0.0,
     )  # fmt: skip
     half = "float16" if dilation > 1 else "bfloat16"
-    precision = {"half": half, "ieee": "float32"}.get(precision, precision)
+    precision = {"half": half, "ieee": "float32", "tf32": "tf32"}[variant.precision]
     on_machine(architecture)
     assert_errors_of_the_same_precision(case, precision, use_products(precision))
 

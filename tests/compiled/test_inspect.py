@@ -1,15 +1,19 @@
 """``bench inspect`` and ``doctor`` print what they promise, without a GPU."""
 
+import types
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench import compiled as compiled_module
+from longformer_triton.bench import doctor, inspect
+from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Variant, bound_of, compile_launch
 from longformer_triton.bench.inspect import PRODUCTS, compiled_kernels, row_of
 from longformer_triton.bench.tune import compiles, fault_of, launch_of
 from longformer_triton.cli import app
-from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, Config
+from longformer_triton.kernels.triton_impl.tuning import KERNEL_OF, STANDS_IN, Config, configurations, read_rows
 
 
 def test_inspect_prints_the_main_loops():
@@ -48,6 +52,25 @@ def test_tuning_refuses_what_races():
     fault = fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 2))
     assert "shared memory is written where a matrix product may still read" in fault
     assert fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 1)) is None
+
+
+def test_tuning_keeps_what_it_found_and_goes_on_after_it(tmp_path):
+    table = tmp_path / "folder" / "table.csv"
+    command = ["bench", "tune", "--architecture", "gfx942", "--kernel", "columns", "--save", str(table)]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    rows = read_rows(table.read_text().splitlines())
+    assert [(row.kernel, row.head_dim, row.dropout) for row in rows] == [("columns", 64, False), ("columns", 64, True)]
+    assert all(row.reason.endswith("at once on a multiprocessor") for row in rows)
+    assert CliRunner().invoke(app, command).output == ""
+    assert read_rows(table.read_text().splitlines()) == rows
+
+
+@pytest.mark.parametrize("options", [["--head-dim", "80"], ["--kernel", "forwards"], ["--architecture", "sm_42"]], ids=" ".join)
+def test_tuning_refuses_what_is_not_there_to_be_tuned(options):
+    refused = CliRunner().invoke(app, ["bench", "tune", "--architecture", "sm_90", *options])
+    assert refused.exit_code == 2
+    assert "expected" in refused.output
 
 
 def test_tuning_takes_no_tf32_for_exact_products():
@@ -124,27 +147,41 @@ def test_a_mask_on_every_tile_would_show():
     assert compiled.assembly.count("FSEL") + compiled.assembly.count(" SEL ") >= 32
 
 
-def test_doctor_reports_and_compiles(monkeypatch):
-    from longformer_triton.bench import doctor
-
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A doctor that finds no GPU, and one problem to compile."""
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_architectures_to_compile", lambda thorough: [("sm_90", 64)])
+    monkeypatch.setattr(compiled_module, "shipped_problems", lambda: [("sm_90", Variant()), ("sm_90", Variant(128))])
+
+
+def test_doctor_reports_and_compiles(no_gpu):
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
-    for word in ("python", "torch", "triton", "ptxas", "cpu", "does not run: Triton drives GPUs", "sm_90", "all is well"):
+    for word in ("python", "torch", "triton", "ptxas", "cpu", "does not run: Triton drives GPUs", "ok sm_90", "all is well"):
         assert word in result.output
+    assert "head_dim 128" not in result.output
 
 
-@pytest.mark.parametrize("spills", [0, 8])
-def test_doctor_says_when_something_is_wrong(spills, monkeypatch):
-    from longformer_triton.bench import doctor
-    from longformer_triton.bench import inspect as inspection
+@pytest.mark.parametrize("fits", [True, False])
+def test_doctor_says_when_something_is_wrong(fits, no_gpu, monkeypatch):
+    fake = types.SimpleNamespace(kernel="window_forward", fits=fits)
+    monkeypatch.setattr(inspect, "compiled_kernels", lambda variant, architecture: [fake])
+    result = CliRunner().invoke(app, ["doctor", "--thorough"])
+    assert result.exit_code == (0 if fits else 1)
+    assert ("SPILLS window_forward: sm_90, head_dim 128" in result.output) is not fits
 
-    class Fake:
-        fits = spills == 0
 
-    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_architectures_to_compile", lambda thorough: [("sm_90", 64)])
-    monkeypatch.setattr(inspection, "compiled_kernels", lambda variant, architecture: [Fake()])
-    result = CliRunner().invoke(app, ["doctor"])
-    assert result.exit_code == (0 if spills == 0 else 1)
+def test_every_architecture_has_problems_of_every_precision():
+    """Those that doctor --thorough compiles: what the table refuses is not among them."""
+    found = {(architecture, variant.precision) for architecture, variant in compiled_module.shipped_problems()}
+    assert found == {(name, precision) for name in TESTED for precision in ("half", "tf32", "ieee")}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_architectures_are_named_as_triton_names_them(architecture):
+    """A device of theirs finds them, and all that is counted in clocks is there."""
+    about = ARCHITECTURES[architecture]
+    assert architecture == (f"sm_{about.target.arch}" if about.is_nvidia else about.target.arch)
+    assert set(about.multiply_adds) == {"half", "tf32", "ieee"}
+    assert about.shared_bytes + about.reserved_bytes <= about.all_shared_bytes
+    assert architecture in TESTED or STANDS_IN[architecture] in {row.architecture for row in configurations().values()}

@@ -4,27 +4,27 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from longformer_triton.bench.doctor import CHECKS, HEAD_DIMS, TOLERANCE, run_check
+from longformer_triton.bench.kernel_checks import CHECKS, HEAD_DIMS, PRECISIONS, run_check
 from longformer_triton.kernels import AttentionPattern, available_backends, longformer_attention, sliding_window_attention
 from longformer_triton.kernels.backends import why_not
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(", ", "_").replace(" ", "_"))
-def test_shipped_configurations(check, head_dim, dtype):
+def test_shipped_configurations(check, head_dim, precision):
     device = torch.device("cuda")
-    reason = why_not("triton", device, dtype, head_dim)
+    reason = why_not("triton", device, PRECISIONS[precision].dtype, head_dim)
     if reason is not None:
         pytest.skip(reason)
     try:
-        outcome = run_check(check, dtype, head_dim, device)
+        outcome = run_check(check, precision, head_dim, device)
     except NotImplementedError as refusal:
         pytest.skip(str(refusal))
     assert outcome.repeats
-    assert outcome.error <= TOLERANCE[dtype]
+    assert outcome.error <= PRECISIONS[precision].tolerance
 
 
 def test_triton_is_the_default():
