@@ -65,14 +65,16 @@ def inner_loops(assembly: str, *, is_nvidia: bool) -> list[collections.Counter[s
 
 
 def clean_loop(assembly: str, *, is_nvidia: bool, by_matrix_units: bool) -> collections.Counter[str]:
-    """The clean loop over tiles: of those that compute products, the one with the smallest share of selections.
+    """The loop over whole tiles that masks nothing: of those with products and the most exponentials, the fewest selections.
 
-    Products are matrix instructions, or in exact float32 on NVIDIA, which has none for it, most of the loop's FFMA.
+    Products are matrix instructions, or FFMA in exact float32 on NVIDIA, whose matrix units have none. Loops over global keys,
+    whose tiles are narrow, have fewer exponentials.
     """
-    loops = inner_loops(assembly, is_nvidia=is_nvidia)
-    if by_matrix_units:
-        loops = [loop for loop in loops if kinds(loop)["matrix"]]
-    else:
-        most = max((loop["FFMA"] for loop in loops), default=0)
-        loops = [loop for loop in loops if loop["FFMA"] and loop["FFMA"] >= most / 2]
-    return min(loops, key=lambda loop: (kinds(loop)["mask"], loop.total()), default=collections.Counter())
+    loops = [
+        loop
+        for loop in inner_loops(assembly, is_nvidia=is_nvidia)
+        if (kinds(loop)["matrix"] if by_matrix_units else loop["FFMA"])
+    ]
+    most = max((kinds(loop)["exp2"] for loop in loops), default=0)
+    whole = [loop for loop in loops if kinds(loop)["exp2"] >= 0.9 * most]
+    return min(whole, key=lambda loop: (kinds(loop)["mask"], loop.total()), default=collections.Counter())

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from longformer_triton.bench import kernel_checks
+from longformer_triton.bench.driver import driver_version
 from longformer_triton.kernels import available_backends
 from longformer_triton.kernels.backends import TRITON_INSTALLED, why_not
 
@@ -33,6 +34,11 @@ def report(console: Console) -> None:
     for name in devices:
         title = torch.cuda.get_device_name(name) if name != "cpu" else f"{torch.get_num_threads()} threads"
         console.print(f"[bold]{name}[/bold] ({title})")
+        if name != "cpu":
+            runtime = (
+                f"CUDA {torch.version.cuda}, driver {driver_version()}" if torch.version.cuda else f"HIP {torch.version.hip}"
+            )
+            console.print(f"  {runtime}")
         for backend, reason in available_backends(name).items():
             console.print(f"  {backend}: " + ("runs" if reason is None else f"does not run: {reason}"))
     if TRITON_INSTALLED:

@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import torch
 
+from longformer_triton.bench.driver import driver_version
+
 FILE_NAME = "environment.json"
 # Instruction sets that decide how fast a matrix product or a conversion runs, by the names of x86 and of ARM kernels.
 _CPU_FLAGS = (
@@ -100,8 +102,6 @@ def _gpus() -> list[dict[str, Any]]:
     """Only where the run uses them: asking starts CUDA, which a run on the CPU should not."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return []
-    driver = pathlib.Path("/proc/driver/nvidia/version")
-    version = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", driver.read_text() if driver.exists() else "")
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -111,7 +111,7 @@ def _gpus() -> list[dict[str, Any]]:
                 "capability": f"{properties.major}.{properties.minor}",
                 "multiprocessors": properties.multi_processor_count,
                 "memory_gib": round(properties.total_memory / 2**30, 1),
-                "driver": version[1] if version else "",
+                "driver": driver_version(),
             }
         )
     return found

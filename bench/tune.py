@@ -1,7 +1,7 @@
 """``bench tune``: rows for the table of launch configurations, ``kernels/triton_impl/configurations.csv``.
 
-Without a GPU, by compiling: the first tile of a list, most wanted first, that spills nothing, fits, and runs on the machine of
-``ptx_machine`` without a fault. With one, by measuring: of all tiles that compile so, the fastest.
+Without a GPU, by compiling: of a list of tiles that spill nothing, fit, and run on the machine of ``ptx_machine`` without a
+fault, the one with the best bound by issue rates. With one, by measuring: of all tiles that compile so, the fastest.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 import triton
 from triton.errors import TritonError
 
-from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
-from longformer_triton.bench.compiled import Compiled, Variant, compile_launch, launches_of
+from longformer_triton.bench.architectures import ARCHITECTURES
+from longformer_triton.bench.compiled import Compiled, Variant, bound_of, compile_launch, launches_of
+from longformer_triton.bench.inspect import PRODUCTS
 from longformer_triton.bench.ptx_machine.launches import run_launch
 from longformer_triton.bench.ptx_machine.memory import FaultError
 from longformer_triton.kernels.triton_impl.problem import Launch
@@ -26,7 +27,6 @@ from longformer_triton.kernels.triton_impl.tuning import (
     KERNEL_OF,
     KERNELS,
     POINTERS,
-    STANDS_IN,
     WINDOW_KERNELS,
     Config,
     Row,
@@ -37,18 +37,19 @@ Tiles = tuple[tuple[int, ...], ...]
 # (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
 # second program on a multiprocessor, whose exponentials then overlap with the first one's products.
 _QUERY_TILES: Tiles = (
-    (128, 64, 8, 2, 128), (128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), (64, 64, 8, 1),
-    (64, 32, 8, 2), (32, 64, 4, 2), (32, 64, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
-    (16, 32, 8, 1), (16, 16, 4, 1),
+    (128, 64, 8, 2, 128), (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 2), (32, 64, 4, 2),
+    (128, 64, 8, 1), (64, 64, 4, 1), (64, 64, 8, 1), (64, 32, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1),
+    (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 _KEY_TILES: Tiles = (
-    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 4, 2), (64, 64, 4, 1), (32, 64, 4, 2),
-    (32, 64, 8, 2), (32, 64, 8, 1), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2),
+    (32, 32, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
     (16, 128, 16, 1), (16, 64, 16, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
 _NARROW_TILES: Tiles = (
-    (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 1), (64, 64, 16, 1, 128), (32, 64, 8, 1), (16, 64, 8, 1), (16, 64, 16, 1),
+    (64, 64, 4, 2), (64, 64, 2, 2), (64, 64, 4, 1), (64, 64, 2, 1), (64, 64, 8, 1), (64, 64, 16, 1, 128), (32, 64, 8, 1),
+    (16, 64, 8, 1), (16, 64, 16, 1),
     (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1),
 )  # fmt: skip
 # The same for AMD's waves of 64 threads: matrix instructions of 32 or 16 rows, of which each wave needs its own, or waves
@@ -103,8 +104,8 @@ def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -
     return compiled if compiled.fits and compiled.uses_matrix_units == compiled.wants_matrix_units else None
 
 
-# Exponentials a score in the main loop, above which warps compute each other's softmax as well: too few rows for them.
-_ONE_SOFTMAX = 1.5
+# Candidates whose bounds differ by less are told apart by how much they are wanted: the bound leaves out latencies.
+_ABOUT_AS_GOOD = 0.95
 # What a kernel writes, and who writes what it reads.
 _RESULTS = ("out_ptr", "lse_ptr", "grad_query_ptr", "grad_key_ptr", "grad_value_ptr")
 _BEFORE = ("text_spans", "prepare_rows")
@@ -152,70 +153,58 @@ def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled
     )  # fmt: skip
 
 
-def _with_usage(reason: str, compiled: Compiled) -> str:
-    return f"{reason}, {compiled.registers} registers, {compiled.programs_at_once} at once on a multiprocessor"
-
-
 # Head dimensions that a row serves besides its own: narrower ones with room for padding, or with none.
 _NARROWER = {64: (32, 48), 128: (80, 96), 256: (160,)}
 
 
-def problems_served(kernel: str, variant: Variant, architecture: str) -> Iterator[tuple[Variant, str]]:
-    """(problem, architecture) of all that a row for ``variant`` serves, its own first.
+def problems_served(kernel: str, variant: Variant, *, narrower: bool = False) -> Iterator[Variant]:
+    """What a row for ``variant`` serves, its own problem first: the window's kernels without padding and globals too.
 
-    Besides: narrower heads, the window's kernels without padding and globals too, and the architectures that it stands in for.
+    With ``narrower``, heads that are padded to the same number of channels, or to fewer.
     """
-    guests = [name for name in TESTED if STANDS_IN.get(name) == architecture]
+    head_dims = (variant.head_dim, *_NARROWER[variant.head_dim]) if narrower else (variant.head_dim,)
     checks = (True, False) if variant.checks and kernel in WINDOW_KERNELS else (variant.checks,)
-    for head_dim in (variant.head_dim, *_NARROWER[variant.head_dim]):
-        for with_checks in checks:
-            for name in (architecture, *guests):
-                yield dataclasses.replace(variant, head_dim=head_dim, checks=with_checks), name
+    for head_dim, with_checks in itertools.product(head_dims, checks):
+        yield dataclasses.replace(variant, head_dim=head_dim, checks=with_checks)
 
 
-def compiles_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
-    """The kernel compiled for ``variant``, if all that a row for it serves may be shipped with ``config``; else None."""
-    first: Compiled | None = None
-    for problem, name in problems_served(kernel, variant, architecture):
-        compiled = compiles(kernel, problem, name, config)
-        if compiled is None:
-            return None
-        first = first or compiled
-    return first
+def _unfit_for(kernel: str, variant: Variant, architecture: str, config: Config, *, narrower: bool) -> str | None:
+    """None when a configuration serves all that a row for ``variant`` has to; else what is wrong."""
+    for problem in problems_served(kernel, variant, narrower=narrower):
+        if compiles(kernel, problem, architecture, config) is None:
+            return f"does not compile well for head_dim {problem.head_dim}" + (
+                "" if problem.checks else " without padding and globals"
+            )
+    faults = (fault_of(kernel, problem, architecture, config) for problem in problems_served(kernel, variant))
+    return next(filter(None, faults), None)
 
 
-def _fault_where_served(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
-    """The first fault among the problems of its own width that a row would serve."""
-    served = [
-        (problem, name)
-        for problem, name in problems_served(kernel, variant, architecture)
-        if problem.head_dim == variant.head_dim
-    ]
-    return next(filter(None, (fault_of(kernel, problem, name, config) for problem, name in served)), None)
+def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: Callable[[str], None]) -> Row | None:
+    """The table's row for one kernel and problem, without a GPU.
 
-
-def first_that_fits(
-    kernel: str, architecture: str, variant: Variant, start: Config | None, say: Callable[[str], None]
-) -> Row | None:
-    """The table's row for one kernel and problem, from candidates not larger than ``start`` on."""
-    options = candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout)
-    if start is not None:
-        place = next((place for place, config in enumerate(options) if config == start), 0)
-        options = options[place:]
-    second: Compiled | None = None
-    for config in options:
-        compiled = compiles_where_served(kernel, variant, architecture, config)
-        fault = None if compiled is None else _fault_where_served(kernel, variant, architecture, config)
-        if fault is not None:
-            say(f"{config}: {fault}")
-        elif compiled is not None and compiled.mix["exp2"] <= _ONE_SOFTMAX:
-            reason = "as wanted" if config == options[0] and start is None else "largest without spills"
-            return _row_of(kernel, architecture, variant, compiled, _with_usage(reason, compiled))
-        elif compiled is not None:
-            second = second or compiled
-    if second is not None:
-        reason = f"softmax {second.mix['exp2']:.0f} times over, the others spill"
-        return _row_of(kernel, architecture, variant, second, _with_usage(reason, second))
+    Of the candidates that compile well here, those whose instructions allow the largest share of the peak rate of products, or
+    within a twentieth of it; of these the most wanted that compiles well in all that the row serves, if possible for narrower
+    heads too, and runs without a fault. If none does, it is the turn of the next best.
+    """
+    bounds: dict[Config, tuple[Compiled, float]] = {}
+    for config in candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout):
+        compiled = compiles(kernel, variant, architecture, config)
+        if compiled is not None and compiled.main_loop:
+            bounds[config] = compiled, bound_of(compiled, PRODUCTS[compiled.kernel], variant.head_dim).share
+    left = {config: share for config, (_, share) in bounds.items()}
+    while left:
+        best = [config for config, share in left.items() if share >= _ABOUT_AS_GOOD * max(left.values())]
+        for narrower, config in itertools.product((True, False), best):
+            why_not = _unfit_for(kernel, variant, architecture, config, narrower=narrower)
+            if why_not is None:
+                compiled = bounds[config][0]
+                reason = (
+                    f"{left[config]:.0%} of the peak by issue rates, {compiled.registers} registers, "
+                    f"{compiled.programs_at_once} at once on a multiprocessor" + ("" if narrower else ", narrower heads spill")
+                )
+                return _row_of(kernel, architecture, variant, compiled, reason)
+            say(f"{config}: {why_not}")
+        left = {config: share for config, share in left.items() if config not in best}
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None
 
@@ -264,31 +253,18 @@ def table(
     dilation: int = 1,
     device: str | None = None,
 ) -> Iterator[Row]:
-    """Every row of an architecture and precision, by measuring on ``device`` or, without one, by compiling.
-
-    Harder problems begin where easier ones ended, which saves most compilations. Rows that are ``known`` are not sought again.
-    """
-    rows = {row.key: row for row in known}
+    """Every row of an architecture and precision that is not ``known``, by measuring on ``device`` or else by compiling."""
+    found = {row.key for row in known}
     dtype = torch.float16 if precision == "half" else torch.float32
     for kernel in kernels or KERNELS:
-        found: dict[tuple[int, bool, bool], Config] = {}
         checks_too = (False, True) if every_problem and kernel in WINDOW_KERNELS else (True,)
         for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
-            # Not across dropout, with which the rows of scores in dk and dv are others.
-            easier = [config for key, config in found.items() if key[0] <= head_dim and key[1] == dropout and key[2] <= checks]
-            start = None
-            if easier:
-                options = candidates(kernel, architecture, precision, head_dim, dropout)
-                start = max((config for config in easier if config in options), key=options.index, default=None)
             variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
-            row = rows.get((_table_name(kernel, architecture, variant), precision, kernel, head_dim, dropout, checks))
-            if row is not None:
-                found[head_dim, dropout, checks] = row.config
+            if (_table_name(kernel, architecture, variant), precision, kernel, head_dim, dropout, checks) in found:
                 continue
             if device is None:
-                row = first_that_fits(kernel, architecture, variant, start, say)
+                row = best_by_issue_rates(kernel, architecture, variant, say)
             else:
                 row = fastest(kernel, architecture, variant, device, say)
             if row is not None:
-                found[head_dim, dropout, checks] = row.config
                 yield row

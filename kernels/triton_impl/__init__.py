@@ -1,1 +1,39 @@
-"""The Triton backend: kernels, their launch configurations, and the host side that launches them."""
+"""The Triton backend. Read ``launch.py`` for what runs when, then ``forward.py``, whose loops the others repeat.
+
+======================  ==============================================================================================
+``launch.py``           the host: which kernels run, in which order, over what
+``problem.py``          one call as data: the arguments that its kernels share, grids, descriptors
+``tuning.py``           launch configurations: ``configurations.csv`` by architecture, precision, head_dim and problem
+``primitives.py``       what kernels share: tiles, loads, the mask rule, the softmax update, dropout
+``forward.py``          windows with global keys
+``global_rows.py``      rows of global tokens, split over the keys, and their combination
+``backward_*.py``       gradients: a row's constants (``prepare``), queries, keys and values, everything global
+``fused_dense.py``      windows that hold the whole text, by PyTorch's own kernels
+``wide_rows.py``        rows as wide as a model, whose products are left to cuBLAS
+======================  ==============================================================================================
+
+Names in the kernels' signatures, which are long because Triton takes no structures. ``X`` is query, key, value, out or one of
+their gradients, a tensor (batch, heads, tokens, head_dim):
+
+======================  ==============================================================================================
+``X_ptr``               its first element; ``X_stride_b``, ``_h``, ``_n``, ``_d``: strides of the axes, in elements
+``X_tiles``             a descriptor of the tensor for the copy engine, None without DESCRIPTORS
+``key_mask_ptr``        (batch, seq_len) int16, 0 where a token is padding; with HAS_MASK
+``span_ptr``            (batch, 3) int32: first real token, one past the last, whether any between is masked
+``global_index_ptr``    (batch, num_globals) positions of global tokens; ``global_count_ptr`` (batch): how many are in use
+``seed_ptr``            dropout's seed; ``threshold``: of 256, how many bytes are dropped; ``rescale``: what is kept, times this
+``delta_ptr``           (batch, heads, row_stride), and ``normaliser_ptr``: see ``backward_prepare.py``
+``partial_X_ptr``       sums over one of ``splits`` parts of the text, still to be added up
+``heads``, ``group``    query heads, and how many of them share a key head
+``first_head``          this launch's first of ``run_heads`` neighbouring heads, which have one ``dilation``
+``left``, ``right``     the window, in steps of a strand (``primitives.py``)
+``scale_log2``          ``|scale| * log2(e)``; ``query_sign``: of the scale, moved into the query with FLIP_QUERY
+``X_scale``             what a finished gradient is multiplied by: the scale of scores and dropout's factor
+``BLOCK_M``, ``_N``     queries and keys of a tile; ``BLOCK_G`` global tokens; ``BLOCK_D`` channels, HEAD_DIM padded
+``HOLD_KEPT``           how dk and dv apply dropout (``backward_key_value.py``)
+``PRECISION``, ``ACC``  of products (Triton's ``input_precision``), and the type of sums
+======================  ==============================================================================================
+
+Inside, ``first`` and ``last`` bound the real steps, ``begin`` is where the first tile starts, ``stream`` numbers the head in
+dropout's function, and CHECK says how much a tile has to look at (CLEAN, EDGE, HOLES).
+"""

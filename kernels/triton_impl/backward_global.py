@@ -41,7 +41,7 @@ def columns_grad_key_value(
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     heads, first_head, run_heads, group, seq_len, row_stride, left, right, dilation, num_globals, splits, threshold,
-    scale_log2, query_sign, grad_scale, rescale,
+    scale_log2, query_sign, key_scale, value_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr,
     HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -95,15 +95,15 @@ def columns_grad_key_value(
             visible = visible & (key_token[:, None] <= token[None, :])
         keep = keep_pairs(seed_ptr, threshold, token[None, :], key_token[:, None], batch * heads + head, DROPOUT)
         grad_key, grad_value = add_grad_key_value(
-            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2, rescale,
-            True, NEED_KEY, NEED_VALUE, DROPOUT, False, PRECISION,
+            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
+            True, NEED_KEY, NEED_VALUE, DROPOUT, False, True, PRECISION,
         )  # fmt: skip
     target = ((batch_64 * heads + head_64) * splits + split) * num_globals * HEAD_DIM
     written = slot < num_globals
     if NEED_KEY:
-        store_rows(partial_key_ptr + target, slot, HEAD_DIM, grad_key * grad_scale, written, HEAD_DIM, BLOCK_D)
+        store_rows(partial_key_ptr + target, slot, HEAD_DIM, grad_key * key_scale, written, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
-        store_rows(partial_value_ptr + target, slot, HEAD_DIM, grad_value, written, HEAD_DIM, BLOCK_D)
+        store_rows(partial_value_ptr + target, slot, HEAD_DIM, grad_value * value_scale, written, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
@@ -114,7 +114,7 @@ def rows_grad_query(
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     heads, group, seq_len, num_globals, splits, threshold,
-    scale_log2, query_sign, grad_scale, rescale,
+    scale_log2, query_sign, grad_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +159,7 @@ def rows_grad_query(
         value = load_rows(value_ptr, key_token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
         keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
-            grad_query, query, grad_out, normaliser, delta, key, value, real[None, :], keep, scale_log2, rescale,
+            grad_query, query, grad_out, normaliser, delta, key, value, real[None, :], keep, scale_log2,
             True, DROPOUT, PRECISION,
         )  # fmt: skip
     target = ((batch_64 * heads + head_64) * splits + split) * num_globals * HEAD_DIM
@@ -175,7 +175,7 @@ def rows_grad_key_value(
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     grad_key_stride_b, grad_key_stride_h, grad_key_stride_n, grad_value_stride_b, grad_value_stride_h, grad_value_stride_n,
     heads, group, seq_len, num_globals, threshold,
-    scale_log2, query_sign, grad_scale, rescale,
+    scale_log2, query_sign, key_scale, value_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -199,6 +199,9 @@ def rows_grad_key_value(
         value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, key_token, value_stride_n, real, 1,
         HEAD_DIM, BLOCK_D, EDGE,
     )  # fmt: skip
+    # Rows of scores are keys, of which four warps have their own. The widest heads need eight, and turn the other way what
+    # dropout has laid out by queries.
+    QUERY_ROWS: tl.constexpr = DROPOUT and BLOCK_D > 128
     count = tl.load(global_count_ptr + batch).to(tl.int32)
     grad_key = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
@@ -223,17 +226,18 @@ def rows_grad_key_value(
                 grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
             )  # fmt: skip
             keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
-            visible = alive[:, None] & real[None, :] if DROPOUT else real[:, None] & alive[None, :]
+            keep = tl.trans(keep) if DROPOUT and not QUERY_ROWS else keep
+            visible = alive[:, None] & real[None, :] if QUERY_ROWS else real[:, None] & alive[None, :]
             grad_key, grad_value = add_grad_key_value(
                 grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep,
-                scale_log2, rescale, True, NEED_KEY, NEED_VALUE, DROPOUT, DROPOUT, PRECISION,
+                scale_log2, True, NEED_KEY, NEED_VALUE, DROPOUT, QUERY_ROWS, True, PRECISION,
             )  # fmt: skip
     if NEED_KEY:
         grad_key_ptr += batch_64 * grad_key_stride_b + key_head_64 * grad_key_stride_h
-        store_rows(grad_key_ptr, key_token, grad_key_stride_n, grad_key * grad_scale, in_text, HEAD_DIM, BLOCK_D)
+        store_rows(grad_key_ptr, key_token, grad_key_stride_n, grad_key * key_scale, in_text, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
         grad_value_ptr += batch_64 * grad_value_stride_b + key_head_64 * grad_value_stride_h
-        store_rows(grad_value_ptr, key_token, grad_value_stride_n, grad_value, in_text, HEAD_DIM, BLOCK_D)
+        store_rows(grad_value_ptr, key_token, grad_value_stride_n, grad_value * value_scale, in_text, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "num_globals", "parts"])

@@ -1,9 +1,10 @@
 """What every backward kernel needs of a row, computed once, and where the real tokens of a text lie.
 
-    delta_i = sum_d dout_id out_id - dlse_i            normaliser_i = log2(e) lse_i
+    delta_i = (sum_d dout_id out_id - dlse_i) / r            normaliser_i = log2(e) lse_i
 
-so that p_ij = exp2(scale log2(e) s_ij - normaliser_i) and ds_ij = p_ij (f_ij dp_ij - delta_i) (FlashAttention-2, arXiv
-2307.08691, section 3; the term dlse lets a gradient flow through lse). Rows that take no part, because they are masked, saw
+so that p_ij = exp2(scale log2(e) s_ij - normaliser_i) and ds_ij = r p_ij (keep_ij dp_ij - delta_i), where dropout keeps or
+drops, and what it keeps counts r times (FlashAttention-2, arXiv 2307.08691, section 3; the term dlse lets a gradient flow
+through lse). The factor r waits until a sum is complete. Rows that take no part, because they are masked, saw
 no key, or are global tokens whose window output was replaced, get the normaliser NOWHERE: their probabilities are exactly 0.
 """
 
@@ -23,7 +24,7 @@ def prepare_rows(
     normaliser_ptr,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d, grad_lse_stride_b, grad_lse_stride_h,
     grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
-    heads, seq_len, row_stride,
+    heads, seq_len, row_stride, keep_share,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
     HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -62,7 +63,7 @@ def prepare_rows(
         grad_lse_ptr += batch_64 * grad_lse_stride_b + head_64 * grad_lse_stride_h
         delta -= tl.load(grad_lse_ptr + token.to(tl.int64) * grad_lse_stride_n, mask=real, other=0.0)
     target = (batch_64 * heads + head_64) * row_stride + row
-    tl.store(delta_ptr + target, delta, mask=row < row_stride)
+    tl.store(delta_ptr + target, delta * keep_share, mask=row < row_stride)
     tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < row_stride)
 
 

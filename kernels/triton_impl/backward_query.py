@@ -32,17 +32,17 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 @triton.jit
 def add_grad_query(
-    grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2, rescale,
+    grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
     MASKED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_query [M, D] plus ds k over one tile of keys."""
+    """grad_query [M, D] plus ds k over one tile of keys, in units of what dropout makes of a kept probability."""
     ACC: tl.constexpr = grad_query.dtype
     # [M, N] each
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=ACC)
     probability = tl.exp2(scores * scale_log2 - normaliser[:, None])
     grad_probability = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
     if DROPOUT:
-        grad_probability = tl.where(keep, grad_probability * rescale, 0.0)
+        grad_probability = tl.where(keep, grad_probability, 0.0)
     grad_score = probability * (grad_probability - delta[:, None])
     if MASKED:
         grad_score = tl.where(visible, grad_score, 0.0)
@@ -53,7 +53,7 @@ def add_grad_query(
 def _window_grad_query(
     grad_query, query, grad_out, normaliser, delta, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr,
     key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue,
-    dilation, stream, threshold, scale_log2, rescale,
+    dilation, stream, threshold, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def _window_grad_query(
         visible = visible_pairs(low, high, key_start, real, BLOCK_N, CHECK)  # [BLOCK_M, BLOCK_N]
         keep = keep_tile(seed_ptr, threshold, query_token, key_start, stream, residue, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
-            grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2, rescale,
+            grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
             CHECK != CLEAN, DROPOUT, PRECISION,
         )  # fmt: skip
     return grad_query
@@ -93,7 +93,7 @@ def window_grad_query(
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
     grad_query_stride_b, grad_query_stride_h, grad_query_stride_n,
     heads, first_head, run_heads, group, seq_len, row_stride, left, right, dilation, num_globals, threshold,
-    scale_log2, query_sign, grad_scale, rescale,
+    scale_log2, query_sign, grad_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_GLOBALS: tl.constexpr, IS_CAUSAL: tl.constexpr, FLIP_QUERY: tl.constexpr,
     DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -148,7 +148,7 @@ def window_grad_query(
                 visible = visible & (key_token[None, :] <= token[:, None])
             keep = keep_pairs(seed_ptr, threshold, token[:, None], key_token[None, :], stream, DROPOUT)
             grad_query = add_grad_query(
-                grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2, rescale,
+                grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
                 True, DROPOUT, PRECISION,
             )  # fmt: skip
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
@@ -163,7 +163,7 @@ def window_grad_query(
         grad_query = _window_grad_query(
             grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
             key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first,
-            last, residue, dilation, stream, threshold, scale_log2, rescale,
+            last, residue, dilation, stream, threshold, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,
         )  # fmt: skip

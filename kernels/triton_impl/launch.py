@@ -153,7 +153,9 @@ def _window_backward_launches(
     need_query, need_key, need_value = needs
     if need_query:
         config, tiles = problem.config_and_tiles("backward_query", "block_n", problem.key_value)
-        available.update({**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale})
+        available.update(
+            {**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale * problem.arguments["rescale"]}
+        )
         for run in problem.runs():
             yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
     if need_key or need_value:
@@ -167,7 +169,8 @@ def _grad_key_value_arguments(
     return {
         **tensor_arguments("grad_key", grads[1] if need_key else available["key_ptr"]),
         **tensor_arguments("grad_value", grads[2] if need_value else available["value_ptr"]),
-        "grad_scale": problem.magnitude,
+        "key_scale": problem.magnitude * problem.arguments["rescale"],
+        "value_scale": problem.arguments["rescale"],
         "NEED_KEY": need_key,
         "NEED_VALUE": need_value,
     }
@@ -230,7 +233,8 @@ def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], g
         blocks = problem.global_blocks(problem.heads)
         splits = problem.splits(blocks, config.block_n)
         partial = problem.partials(problem.heads, splits, problem.head_dim)
-        available.update({"partial_ptr": partial, "splits": splits, "grad_scale": problem.scale})
+        grad_scale = problem.scale * problem.arguments["rescale"]
+        available.update({"partial_ptr": partial, "splits": splits, "grad_scale": grad_scale})
         yield Launch.of(rows_grad_query, blocks * splits, config, available)
         yield _reduce_launch(problem, partial, tensor_arguments("target", grads[0]), 1, splits, scatter=False)
     if need_key or need_value:

@@ -174,6 +174,16 @@ def in_window(query_token, key_token, left, right, dilation):
 
 
 @triton.jit
+def drop(probability, keep, scale):
+    """``probability`` where ``keep``, else a zero that the compiler does not see through, made of the finite number ``scale``.
+
+    Where it knows the zero, it selects after rounding to half precision, which then goes number by number instead of in pairs
+    (bench/LOG.md, "a zero unknown").
+    """
+    return tl.where(keep, probability, scale - scale)
+
+
+@triton.jit
 def softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):
     """One step of the online softmax (FlashAttention-2, arXiv 2307.08691, algorithm 1), in base 2.
 
@@ -185,7 +195,7 @@ def softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPO
     probability = tl.exp2(scores * scale_log2 - (new_max * scale_log2)[:, None])
     row_sum = row_sum * correction + tl.sum(probability, 1)
     if DROPOUT:
-        probability = tl.where(keep, probability, 0.0)
+        probability = drop(probability, keep, scale_log2)
     acc = acc * correction[:, None]
     acc = tl.dot(probability.to(value.dtype), value, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc, new_max, row_sum

@@ -18,7 +18,7 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows, text_spans
-from longformer_triton.kernels.triton_impl.tuning import Config, Target, precision_of, target_of
+from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
@@ -87,7 +87,7 @@ def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterabl
         and set(pattern.dilations) == {1}
         and all(
             fits_descriptor(states)
-            and (states.dtype, precision_of(states.dtype)) != (torch.float32, "ieee")
+            and (states.dtype, target.precision_of(states.dtype)) != (torch.float32, "ieee")
             and math.prod(states.shape[:2]) * (states.shape[2] + 4) < 2**31
             for states in sources
         )
@@ -102,7 +102,7 @@ def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) 
     query = window[0]
     target = target_of(query.device)
     return target.missing(
-        query.shape[3], precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
+        query.shape[3], target.precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
         has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, window),
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ class Problem:
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
         self.num_globals = pattern.global_index.shape[1]
-        self.accumulate, self.precision = accumulation_dtype(query.dtype), precision_of(query.dtype)
+        self.accumulate, self.precision = accumulation_dtype(query.dtype), target.precision_of(query.dtype)
         # Softmax in base 2 compares raw scores, which needs a positive factor: a sign moves into the query, exactly.
         magnitude = abs(scale) or 1.0
         threshold = 0 if dropout is None else dropout.threshold
@@ -155,6 +155,7 @@ class Problem:
             "scale_log2": magnitude * math.log2(math.e),
             "query_sign": float((scale > 0) - (scale < 0)),
             "rescale": 256 / (256 - threshold),
+            "keep_share": (256 - threshold) / 256,
             "HEAD_DIM": self.head_dim,
             "BLOCK_D": max(16, triton.next_power_of_2(self.head_dim)),
             "BLOCK_G": 16,
@@ -163,6 +164,7 @@ class Problem:
             "IS_CAUSAL": pattern.is_causal,
             "FLIP_QUERY": scale <= 0,
             "DROPOUT": dropout is not None,
+            "HOLD_KEPT": target.holds_kept(self.precision),
             "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
             "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
         }

@@ -2,6 +2,7 @@
 
 The table is ``configurations.csv`` beside this file: one line a configuration, with its reason, and with the registers and the
 shared memory that it took when it was compiled ahead of time, which the tests hold it to. ``bench tune`` writes such lines.
+Where Triton 3.6 compiles one badly, ``configurations_triton_3_6.csv`` has another.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ INTERPRETER = "interpreter"
 # Lines of this file, of the same form, come before those that are shipped: what ``bench tune`` found on a device.
 TUNED_VARIABLE = "LONGFORMER_TRITON_CONFIGURATIONS"
 SHIPPED = pathlib.Path(__file__).with_name("configurations.csv")
+SHIPPED_FOR_3_6 = pathlib.Path(__file__).with_name("configurations_triton_3_6.csv")
 # Architectures whose copy engine (TMA) moves tiles that a descriptor names. That of sm_120 is left alone: its products take
 # their operands from registers, as on sm_86, and dk and dv with dropout then spill (bench/LOG.md, "consumer cards").
 _COPY_ENGINE = ("sm_90", "sm_100", "sm_103")
@@ -36,6 +38,11 @@ STANDS_IN = {
     "sm_103 pointers": "sm_100 pointers",
     "gfx950": "gfx942",
 }
+# Where dk and dv with dropout have no registers left for a tile that serves both (bench/LOG.md, "a tile too many"): in TF32,
+# whose operands are twice as large, where these come from registers.
+_FEW_REGISTERS = {"tf32": ("sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121"), "half": ("sm_120", "sm_121")}
+# Architectures whose matrix units have no TF32, where one that stands in for them has.
+_WITHOUT_TF32 = ("gfx950",)
 # The names of jitted functions whose configuration depends on what they run on, and their names in the table.
 KERNEL_OF = {
     "window_forward": "forward",
@@ -51,7 +58,7 @@ HEAD_DIMS = (64, 128, 256)
 WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 # Triton 3.6 emits no fence.proxy.async between cp.async and the products of wgmma and its successor, which read by way of that
 # proxy: there, tiles that pointers load are not pipelined. (3.7 forgets it in some loops on sm_100: the table knows which.)
-_LACKS_FENCE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+_IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +131,10 @@ def read_rows(lines: Iterable[str]) -> list[Row]:
 
 @functools.lru_cache
 def configurations() -> dict[tuple[str, str, str, int, bool, bool], Row]:
-    """The shipped table, and over it the one that the environment variable names, if it does."""
+    """The shipped table, over it what Triton 3.6 needs, and over these the table that the environment variable names."""
     rows = read_rows(SHIPPED.read_text().splitlines())
+    if _IS_3_6:
+        rows += read_rows(SHIPPED_FOR_3_6.read_text().splitlines())
     tuned = os.environ.get(TUNED_VARIABLE)
     if tuned:
         rows += read_rows(pathlib.Path(tuned).read_text().splitlines())
@@ -144,6 +153,10 @@ class Target:
     def named(architecture: str, trial: Mapping[str, Config] | None = None) -> Target:
         """The target of an architecture by name, with its copy engine if it has one."""
         return Target(architecture, architecture in _COPY_ENGINE, trial or {})
+
+    def holds_kept(self, precision: str) -> bool:
+        """Whether dk and dv with dropout hold the probabilities that are kept (HOLD_KEPT)."""
+        return self.architecture not in _FEW_REGISTERS.get(precision, ())
 
     def config(
         self, kernel: str, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool = False
@@ -183,9 +196,20 @@ class Target:
                 "or find one with `longformer-triton bench tune`."
             )
         pipelined_by_pointers = not (descriptors and kernel in WINDOW_KERNELS)
-        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _LACKS_FENCE:
+        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
             return dataclasses.replace(row.config, num_stages=1)
         return row.config
+
+    def precision_of(self, dtype: torch.dtype) -> str:
+        """half, tf32 or ieee: the kind of matrix products.
+
+        float32 products are exact unless PyTorch was told that TF32 will do, by ``torch.set_float32_matmul_precision`` or by
+        ``torch.backends.cuda.matmul.fp32_precision``, which reads what either of them set, and the architecture has them.
+        """
+        if dtype.itemsize == 2:
+            return "half"
+        allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return "tf32" if allowed and self.architecture not in _WITHOUT_TF32 else "ieee"
 
     def missing(
         self, head_dim: int, precision: str, *, dropout: bool, padding: bool, has_globals: bool, descriptors: bool
@@ -198,17 +222,6 @@ class Target:
         except NotImplementedError as refusal:
             return str(refusal)
         return None
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """half, tf32 or ieee: the kind of matrix products.
-
-    float32 products are exact unless PyTorch was told that TF32 will do, by ``torch.set_float32_matmul_precision`` or by
-    ``torch.backends.cuda.matmul.fp32_precision``, which reads what either of them set.
-    """
-    if dtype.itemsize == 2:
-        return "half"
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @functools.lru_cache

@@ -122,8 +122,8 @@ def rows_backward(
         grads[0].zero_()
     for chunk in _chunks(query, key, pattern, scale, dropout) if query.numel() else ():
         grad_context, grad_lse, grad_kept = (
-            None if grad is None else accumulate(grad[:, :, chunk.columns]).masked_fill(~dead_free, 0)
-            for grad, dead_free in zip(given, (chunk.alive, chunk.alive[..., 0], chunk.alive[..., 0]), strict=True)
+            None if grad is None else accumulate(grad[:, :, chunk.columns]).masked_fill(~alive, 0)
+            for grad, alive in zip(given, (chunk.alive, chunk.alive[..., 0], chunk.alive[..., 0]), strict=True)
         )
         context, kept = (accumulate(states[:, :, chunk.columns]) for states in (saved[0], saved[2]))
         # [batch, heads, rows, seq_len]

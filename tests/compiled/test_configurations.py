@@ -9,13 +9,14 @@ import triton
 
 from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Variant, compile_launch
-from longformer_triton.bench.tune import launch_of
+from longformer_triton.bench.tune import launch_of, problems_served
 from longformer_triton.kernels import AttentionPattern, backends, longformer_attention, ops
 from longformer_triton.kernels.triton_impl import problem, tuning
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
     POINTERS,
     SHIPPED,
+    SHIPPED_FOR_3_6,
     STANDS_IN,
     WINDOW_KERNELS,
     Target,
@@ -53,18 +54,16 @@ def variant_of(row) -> Variant:
 
 
 def served_by(row) -> list[str]:
-    """The architectures of the benchmarks that run a row: its own, and those that it stands in for."""
+    """The architectures that run a row: its own, and those without one that it stands in for."""
     own = row.architecture.removesuffix(POINTERS)
-    return [own, *(name for name in TESTED if STANDS_IN.get(name) == own)]
+    guests = (name for name in TESTED if STANDS_IN.get(name) == own)
+    return [own, *(name for name in guests if (name, *row.key[1:]) not in configurations())]
 
 
 @pytest.mark.parametrize(("row", "architecture"), [as_param(row, name) for row in ROWS for name in served_by(row)])
 def test_shipped_configuration(row, architecture):
     compiled = compile_launch(launch_of(row.kernel, variant_of(row), architecture, row.config), architecture)
-    assert compiled.spill_bytes == 0
-    assert not compiled.serialized
-    available = ARCHITECTURES[architecture].shared_bytes
-    assert compiled.shared_bytes <= available
+    assert_fits(compiled)
     if triton.__version__.startswith(RECORDED_WITH) and architecture == row.architecture.removesuffix(POINTERS):
         # A few registers come and go with the compiler's mood; what they must not cost is a program on each multiprocessor.
         assert compiled.registers <= row.registers + 7, f"{compiled.registers} registers, recorded were {row.registers}"
@@ -80,6 +79,23 @@ def test_shipped_configuration(row, architecture):
     else:
         assert not compiled.uses_matrix_units, "TF32 where exact products are wanted"
         assert compiled.main_loop["FFMA"] >= compiled.tile * row.head_dim / (32 * row.config.num_warps)
+
+
+SERVES_MORE = [
+    row for row in ROWS if row.kernel in WINDOW_KERNELS and row.checks and (*row.key[:5], False) not in configurations()
+]
+
+
+@pytest.mark.parametrize(("row", "architecture"), [as_param(row, name) for row in SERVES_MORE for name in served_by(row)])
+def test_a_row_serves_problems_without_padding_and_globals_too(row, architecture):
+    _, without = problems_served(row.kernel, variant_of(row))
+    assert_fits(compile_launch(launch_of(row.kernel, without, architecture, row.config), architecture))
+
+
+def assert_fits(compiled):
+    assert compiled.spill_bytes == 0
+    assert not compiled.serialized
+    assert compiled.shared_bytes <= ARCHITECTURES[compiled.architecture].shared_bytes
 
 
 def _matrix_instructions(row, architecture) -> tuple[str, ...]:
@@ -105,10 +121,36 @@ def test_bfloat16_compiles_like_float16(kernel):
     assert "HGMMA" in compiled.assembly
 
 
-def test_the_table_reads_back_what_it_writes():
-    lines = [",".join(COLUMNS), *(row.as_text() for row in ROWS)]
-    assert read_rows(lines) == ROWS
-    assert SHIPPED.read_text().splitlines() == lines
+@pytest.mark.parametrize("table", [SHIPPED, SHIPPED_FOR_3_6], ids=lambda table: table.stem)
+def test_the_tables_read_back_what_they_write(table):
+    rows = read_rows(table.read_text().splitlines())
+    assert table.read_text().splitlines() == [",".join(COLUMNS), *(row.as_text() for row in rows)]
+    assert len({row.key for row in rows}) == len(rows)
+
+
+@pytest.fixture
+def with_triton(monkeypatch):
+    """A function that makes the tables those of Triton 3.6, or of a newer one."""
+
+    def use(*, is_3_6: bool):
+        monkeypatch.setattr(tuning, "_IS_3_6", is_3_6)
+        configurations.cache_clear()
+
+    yield use
+    configurations.cache_clear()
+
+
+def test_triton_3_6_has_lines_of_its_own(with_triton):
+    """They take the place of others, or of an architecture's that stands in."""
+    own = read_rows(SHIPPED_FOR_3_6.read_text().splitlines())
+    with_triton(is_3_6=False)
+    shipped = configurations().copy()
+    with_triton(is_3_6=True)
+    assert own
+    for row in own:
+        assert configurations()[row.key] == row
+        served = row.key if row.key in shipped else (STANDS_IN[row.architecture], *row.key[1:])
+        assert shipped[served].config != row.config
 
 
 def test_every_row_has_a_reason():

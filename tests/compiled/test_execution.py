@@ -35,7 +35,7 @@ EXAMPLES = [
     ("causal_with_sinks", "sm_80", "float16"),
     ("dilated_head_dim_80", "sm_90", "bfloat16"),
     # More than sixteen global tokens: with a mask of bytes their gradients were wrong here (bench/LOG.md, "a mask of bytes").
-    *(("everything_and_dropout", architecture, "bfloat16") for architecture in ("sm_80", "sm_90")),
+    *(("everything_and_dropout", architecture, "bfloat16") for architecture in ("sm_80", "sm_90", "sm_120")),
     ("window", "sm_80", "float32"),
     ("window", "sm_90", "tf32"),
 ]

@@ -177,6 +177,15 @@ def test_every_architecture_has_problems_of_every_precision():
     assert found == {(name, precision) for name in TESTED for precision in ("half", "tf32", "ieee")}
 
 
+def test_tf32_is_exact_where_there_is_none():
+    """gfx950 runs gfx942's configurations, whose matrix units have it."""
+    variant = Variant(dtype=torch.float32, tf32=True)
+    loops = {name: next(iter(compiled_kernels(variant, name))).main_loop for name in ("gfx942", "gfx950")}
+    products = {name: {key for key in loop if key.startswith("v_mfma")} for name, loop in loops.items()}
+    assert all(name.endswith("xf32") for name in products["gfx942"])
+    assert all(name.endswith("_f32") for name in products["gfx950"])
+
+
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_architectures_are_named_as_triton_names_them(architecture):
     """A device of theirs finds them, and all that is counted in clocks is there."""
