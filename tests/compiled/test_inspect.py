@@ -47,11 +47,11 @@ def test_what_is_refused_is_said():
 
 
 def test_tuning_refuses_what_races():
-    """With two stages, the compiler copies queries into the buffer that a product under way still reads."""
+    """With two stages, the compiler leaves out a fence between what threads store and the product that reads it."""
     variant = Variant(checks=True, dropout=True)
-    fault = fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 2))
-    assert "shared memory is written where a matrix product may still read" in fault
-    assert fault_of("rows_backward_key_value", variant, "sm_90", Config(64, 64, 4, 1)) is None
+    fault = fault_of("rows_backward_key_value", variant, "sm_100", Config(64, 64, 4, 2))
+    assert "a matrix product reads what threads stored, with no fence.proxy.async between them" in fault
+    assert fault_of("rows_backward_key_value", variant, "sm_100", Config(64, 64, 4, 1)) is None
 
 
 def test_tuning_keeps_what_it_found_and_goes_on_after_it(tmp_path):
@@ -109,7 +109,10 @@ def test_every_main_loop_is_found(architecture, kernel, dtype, products):
     assert any(name.startswith(products) for name in compiled.main_loop)
     assert compiled.mix["exp2"] >= 1
     if kernel == "forward":
-        assert compiled.mix["mask"] < 0.5
+        # Less than one for 16 scores. AMD's assembly selects without a comparison where it moves numbers between lanes.
+        comparisons = sum(number for name, number in compiled.main_loop.items() if name.startswith(("ISETP", "FSETP", "v_cmp")))
+        threads = compiled.config.num_warps * ARCHITECTURES[architecture].target.warp_size
+        assert comparisons * threads / compiled.tile < 1 / 16
     bound = bound_of(compiled, PRODUCTS[compiled.kernel], 64)
     assert 0 < bound.share <= 1
     assert row_of(compiled, 64)[6].split()[1].startswith(products)
