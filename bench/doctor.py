@@ -12,6 +12,7 @@ import platform
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from longformer_triton.bench import kernel_checks
@@ -69,14 +70,11 @@ def _examine_gpus(console: Console, jobs: int) -> bool:
             continue
         for outcome in kernel_checks.run_all(device, jobs):
             well = well and outcome.is_well
-            state = (
-                "[red]WRONG[/red]"
-                if not outcome.is_well
-                else "[yellow]refused[/yellow]"
-                if outcome.refusal
-                else "[green]ok[/green]"
-            )
-            console.print(f"{state} {device}", str(outcome), markup=True, highlight=False)
+            state = "[yellow]refused[/yellow]" if outcome.refusal else "[green]ok[/green]"
+            if not outcome.is_well:
+                state = "[red]WRONG[/red]"
+            # What a compiler or a driver says may hold brackets, which are rich's markup.
+            console.print(f"{state} {device} {escape(str(outcome))}", highlight=False)
     return well
 
 

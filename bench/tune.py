@@ -249,7 +249,6 @@ def table(
     kernels: Sequence[str] = (),
     *,
     known: Iterable[Row] = (),
-    every_problem: bool = True,
     dilation: int = 1,
     device: str | None = None,
 ) -> Iterator[Row]:
@@ -257,7 +256,7 @@ def table(
     found = {row.key for row in known}
     dtype = torch.float16 if precision == "half" else torch.float32
     for kernel in kernels or KERNELS:
-        checks_too = (False, True) if every_problem and kernel in WINDOW_KERNELS else (True,)
+        checks_too = (False, True) if kernel in WINDOW_KERNELS else (True,)
         for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
             variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
             if (_table_name(kernel, architecture, variant), precision, kernel, head_dim, dropout, checks) in found:

@@ -3,9 +3,10 @@
     delta_i = (sum_d dout_id out_id - dlse_i) / r            normaliser_i = log2(e) lse_i
 
 so that p_ij = exp2(scale log2(e) s_ij - normaliser_i) and ds_ij = r p_ij (keep_ij dp_ij - delta_i), where dropout keeps or
-drops, and what it keeps counts r times (FlashAttention-2, arXiv 2307.08691, section 3; the term dlse lets a gradient flow
-through lse). The factor r waits until a sum is complete. Rows that take no part, because they are masked, saw
-no key, or are global tokens whose window output was replaced, get the normaliser NOWHERE: their probabilities are exactly 0.
+drops, and what it keeps counts r times: its factor f_ij is r or 0 (FlashAttention-2, arXiv 2307.08691, section 3; the term
+dlse lets a gradient flow through lse). The factor r waits until a sum is complete. Rows that take no part, because they are
+masked, saw no key, or are global tokens whose window output was replaced, get the normaliser NOWHERE: their probabilities are
+exactly 0.
 """
 
 from __future__ import annotations

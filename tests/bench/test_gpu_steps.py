@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from longformer_triton.bench import gpu, kernel_checks, suites
+from longformer_triton.bench import doctor, gpu, kernel_checks, suites
 
 
 @pytest.fixture
@@ -123,6 +123,22 @@ def test_what_runs_out_of_time_ends_with_all_that_it_started(tmp_path, monkeypat
     # Gone, or waiting for a system that buries the orphans of others.
     gone, alive = psutil.wait_procs([started[0].grandchild], timeout=10)
     assert gone or alive[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_compiler_says_is_printed_as_it_is(monkeypatch, capsys):
+    """With brackets, which are markup to the console."""
+    outcomes = [
+        kernel_checks.Outcome("window", "float16", 64, 1e-3),
+        kernel_checks.Outcome("holes", "float16", 64, failure="RuntimeError: near [/bold] of [%r1]"),
+    ]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor, "why_not", lambda *arguments: None)
+    monkeypatch.setattr(kernel_checks, "run_all", lambda device, jobs: outcomes)
+    assert not doctor._examine_gpus(Console(width=200), jobs=1)
+    assert capsys.readouterr().out.splitlines() == [
+        "ok cuda:0 float16 head_dim 64, window: error 1.0e-03 of 4e-03 allowed, repeats",
+        "WRONG cuda:0 float16 head_dim 64, holes: RuntimeError: near [/bold] of [%r1]",
+    ]
 
 
 def test_sweeps_cover_the_axes_and_put_cheap_cells_first():

@@ -103,7 +103,7 @@ def test_the_clean_loop_masks_nothing():
     ids=lambda value: str(value).removeprefix("torch."),
 )
 def test_every_main_loop_is_found(architecture, kernel, dtype, products):
-    """The products of one step are those of its scores, twice; what is masked stands elsewhere."""
+    """It holds the products and the exponentials of a step; what is masked stands elsewhere."""
     variant = Variant(dtype=dtype, checks=kernel == "rows_forward")
     compiled = next(one for one in compiled_kernels(variant, architecture) if KERNEL_OF.get(one.kernel) == kernel)
     assert any(name.startswith(products) for name in compiled.main_loop)
@@ -152,7 +152,7 @@ def test_a_mask_on_every_tile_would_show():
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    """A doctor that finds no GPU, and one problem to compile."""
+    """A doctor that finds no GPU, one problem to compile, and another with --thorough."""
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(compiled_module, "shipped_problems", lambda: [("sm_90", Variant()), ("sm_90", Variant(128))])
 

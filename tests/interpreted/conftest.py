@@ -19,14 +19,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
-def pytest_collection_modifyitems(items):
+@pytest.fixture(scope="session", autouse=True)
+def need_an_interpreter_that_works():
     """Triton 3.6's interpreter makes scalars of arrays of one element, which newer versions of NumPy refuse."""
     triton_is_3_6 = importlib.metadata.version("triton").startswith("3.6.")
     numpy_version = tuple(int(part) for part in importlib.metadata.version("numpy").split(".")[:2])
     if triton_is_3_6 and numpy_version >= (2, 4):
-        reason = "Triton 3.6's interpreter needs numpy below 2.4: pip install 'numpy<2.4', or triton 3.7"
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        pytest.skip("Triton 3.6's interpreter needs numpy below 2.4: pip install 'numpy<2.4', or triton 3.7")
 
 
 @pytest.fixture
