@@ -106,9 +106,8 @@ def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -
 
 # Candidates whose bounds differ by less are told apart by how much they are wanted: the bound leaves out latencies.
 _ABOUT_AS_GOOD = 0.95
-# What a kernel writes, and who writes what it reads.
+# What a kernel writes.
 _RESULTS = ("out_ptr", "lse_ptr", "grad_query_ptr", "grad_key_ptr", "grad_value_ptr")
-_BEFORE = ("text_spans", "prepare_rows")
 
 
 def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -> str | None:
@@ -130,7 +129,7 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
             tensor.zero_()
         try:
             for launch in launches[: launches.index(own)]:
-                if launch.kernel.__name__ in _BEFORE:
+                if launch.kernel.__name__ == "prepare_rows":
                     run_launch(launch, architecture)
             run_launch(own, architecture, find_races=stages == config.num_stages)
         except FaultError as fault:

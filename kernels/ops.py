@@ -35,7 +35,7 @@ _BACKEND_MODULES = {
 }
 
 _PATTERN = (
-    "Tensor? key_mask, Tensor? global_mask, Tensor global_index, Tensor global_count, "
+    "Tensor? key_mask, Tensor? key_flags, Tensor? key_span, Tensor? global_mask, Tensor global_index, Tensor global_count, "
     "SymInt left, SymInt right, SymInt[] dilation, bool is_causal"
 )
 _OPTIONS = "float scale, Tensor? dropout_seed, int dropout_threshold, str backend"
@@ -75,6 +75,8 @@ def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
     """A pattern spelt out in the order of the operators' schemas."""
     return (
         pattern.key_mask,
+        pattern.key_flags,
+        pattern.key_span,
         pattern.global_mask,
         pattern.global_index,
         pattern.global_count,
@@ -88,9 +90,9 @@ def _unpack(
     window: States | None, seq_len: int, arguments: tuple[Any, ...]
 ) -> tuple[Any, AttentionPattern, float, Dropout | None]:
     """(backend module, pattern, scale, dropout) from the trailing arguments of an operator; ``window`` as above."""
-    key_mask, global_mask, index, count, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
+    *tensors, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
     steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
-    pattern = AttentionPattern((left, right), steps, is_causal, index.shape[0], seq_len, key_mask, global_mask, index, count)
+    pattern = AttentionPattern((left, right), steps, is_causal, tensors[-1].shape[0], seq_len, *tensors)
     module = backend_module(backend, window, pattern, dropout=seed is not None)
     return module, pattern, scale, None if seed is None else Dropout(seed, threshold)
 

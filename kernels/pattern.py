@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,18 @@ def key_range(first_query: int, last_query: int, left: int, right: int, seq_len:
     return max(0, first_query - left), min(seq_len, last_query + right)
 
 
+def flags_and_span(key_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``key_flags`` and ``key_span`` of a pattern, by which kernels leave out the padding before and after a text.
+
+    Flags are int16: the compiler lays out products by the narrowest numbers that their operands depend on, and by bytes lays
+    out some of them wrongly (bench/LOG.md, "a mask of bytes").
+    """
+    flags = key_mask.to(torch.int16, memory_format=torch.contiguous_format)
+    first = flags.argmax(1)
+    last = (flags * torch.arange(1, flags.shape[1] + 1, dtype=torch.int32, device=flags.device)).amax(1)
+    return flags, torch.stack([first, last, last - first - flags.sum(1)], 1).to(torch.int32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionPattern:
     """A sliding window, its dilation, the padding and the global tokens of one batch.
@@ -54,6 +66,8 @@ class AttentionPattern:
         batch: number of sequences.
         seq_len: number of tokens in each, padding included.
         key_mask: (batch, seq_len) bool, True at real tokens; None when all are real.
+        key_flags: (batch, seq_len) int16, 1 at real tokens; None when all are real. What the kernels read.
+        key_span: (batch, 3) int32, the first real token, one past the last, how many between are masked; None likewise.
         global_mask: (batch, seq_len) bool, True at global tokens (never at padding); None when none is global.
         global_index: (batch, G) int64, the positions of the global tokens, ascending, padded with -1.
         global_count: (batch,) int64, how many entries of each row of ``global_index`` count.
@@ -65,6 +79,8 @@ class AttentionPattern:
     batch: int
     seq_len: int
     key_mask: Tensor | None
+    key_flags: Tensor | None = dataclasses.field(repr=False)
+    key_span: Tensor | None = dataclasses.field(repr=False)
     global_mask: Tensor | None
     global_index: Tensor
     global_count: Tensor
@@ -110,6 +126,7 @@ class AttentionPattern:
             checks.mask_values("global_attention_mask", global_attention_mask, highest=1)
 
         key_mask = None if attention_mask is None else attention_mask != 0
+        key_flags, key_span = (None, None) if key_mask is None else flags_and_span(key_mask)
         global_mask = None if global_attention_mask is None else global_attention_mask != 0
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             marked = attention_mask == 2
@@ -125,7 +142,9 @@ class AttentionPattern:
         else:
             index = torch.empty((batch, 0), dtype=torch.int64, device=place)
             count = torch.zeros((batch,), dtype=torch.int64, device=place)
-        return cls((left, right), steps, bool(is_causal), batch, seq_len, key_mask, global_mask, index, count)
+        return cls(
+            (left, right), steps, bool(is_causal), batch, seq_len, key_mask, key_flags, key_span, global_mask, index, count
+        )
 
     @property
     def band(self) -> tuple[int, int]:
@@ -160,6 +179,11 @@ class AttentionPattern:
     def with_window(self, window: int | tuple[int, int]) -> AttentionPattern:
         """The same masks and global tokens with another window; nothing is computed again."""
         return dataclasses.replace(self, window=checks.window(window))
+
+    def to(self, device: torch.device | str) -> AttentionPattern:
+        """The same pattern with its tensors on ``device``."""
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
     def gather_global(self, states: Tensor) -> Tensor:
         """The rows of ``states`` at the global tokens, differentiable.

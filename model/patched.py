@@ -13,7 +13,6 @@ Importing this module imports transformers; :mod:`longformer_triton.model.patchi
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -86,15 +85,6 @@ def _as_pattern(
     )
 
 
-def _moved(pattern: AttentionPattern, device: torch.device) -> AttentionPattern:
-    """The pattern on the device of a layer, which differs where the layers of a model are spread over several."""
-    if pattern.device == device:
-        return pattern
-    key_mask, global_mask = (None if mask is None else mask.to(device) for mask in (pattern.key_mask, pattern.global_mask))
-    index, count = pattern.global_index.to(device), pattern.global_count.to(device)
-    return dataclasses.replace(pattern, key_mask=key_mask, global_mask=global_mask, global_index=index, global_count=count)
-
-
 def _padded_length(seq_len: int, config: Any) -> int:
     """What transformers would pad a text of this length to."""
     windows = config.attention_window
@@ -134,7 +124,8 @@ class _SelfAttention(Patched, AttentionComputation):
             (batch, heads, G, padded length).
         """
         if isinstance(attention_mask, AttentionPattern):
-            pattern = _moved(attention_mask, hidden_states.device)
+            # The layers of a model may be spread over several devices.
+            pattern = attention_mask.to(hidden_states.device)
         else:
             masked = attention_mask < 0 if is_index_masked is None else is_index_masked
             marked = is_index_global_attn if is_global_attn else None

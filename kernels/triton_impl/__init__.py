@@ -18,8 +18,8 @@ their gradients, a tensor (batch, heads, tokens, head_dim):
 ======================  ==============================================================================================
 ``X_ptr``               its first element; ``X_stride_b``, ``_h``, ``_n``, ``_d``: strides of the axes, in elements
 ``X_tiles``             a descriptor of the tensor for the copy engine, None without DESCRIPTORS
-``key_mask_ptr``        (batch, seq_len) int16, 0 where a token is padding; with HAS_MASK
-``span_ptr``            (batch, 3) int32: first real token, one past the last, whether any between is masked
+``key_flags_ptr``       (batch, seq_len) int16, 0 where a token is padding; with HAS_MASK
+``span_ptr``            (batch, 3) int32: first real token, one past the last, how many between are masked; with HAS_MASK
 ``global_index_ptr``    (batch, num_globals) positions of global tokens; ``global_count_ptr`` (batch): how many are in use
 ``seed_ptr``            dropout's seed; ``threshold``: of 256, how many bytes are dropped; ``rescale``: what is kept, times this
 ``delta_ptr``           (batch, heads, row_stride), and ``normaliser_ptr``: see ``backward_prepare.py``

@@ -108,7 +108,7 @@ def columns_grad_key_value(
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
 def rows_grad_query(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, partial_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
@@ -128,7 +128,7 @@ def rows_grad_query(
     batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
     key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
     value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    key_mask_ptr += batch_64 * seq_len
+    key_flags_ptr += batch_64 * seq_len
     row = (batch_64 * heads + head_64) * num_globals
 
     count = tl.load(global_count_ptr + batch)
@@ -154,7 +154,7 @@ def rows_grad_query(
     grad_query = tl.zeros([BLOCK_G, BLOCK_D], ACC)
     for key_start in tl.range(begin, end, BLOCK_N):
         key_token = key_start + tl.arange(0, BLOCK_N)
-        real = real_steps(key_token, first, end, key_token, key_mask_ptr, HOLES if HAS_MASK else EDGE)
+        real = real_steps(key_token, first, end, key_token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
         key = load_rows(key_ptr, key_token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
         value = load_rows(value_ptr, key_token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
         keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
@@ -168,7 +168,7 @@ def rows_grad_query(
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "threshold"])
 def rows_grad_key_value(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, global_index_ptr, global_count_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, key_flags_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
@@ -190,7 +190,7 @@ def rows_grad_key_value(
     key_start = (program % blocks) * BLOCK_N
     key_token = key_start + tl.arange(0, BLOCK_N)
     in_text = key_token < seq_len
-    real = real_steps(key_token, 0, seq_len, key_token, key_mask_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
+    real = real_steps(key_token, 0, seq_len, key_token, key_flags_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
     key = load_rows(
         key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, real, 1,
         HEAD_DIM, BLOCK_D, EDGE,

@@ -125,8 +125,8 @@ def _window_grad_key_value(
     "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "threshold",
 ])  # fmt: skip
 def window_grad_key_value(
-    query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_mask_ptr, span_ptr, seed_ptr,
-    grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
+    query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_flags_ptr, span_ptr,
+    seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
@@ -148,13 +148,13 @@ def window_grad_key_value(
     batch = program // tiles // run_heads
     residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_N)
     batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    key_mask_ptr += batch_64 * seq_len
+    key_flags_ptr += batch_64 * seq_len
 
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
     first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
     step = start + tl.arange(0, BLOCK_N)
     token = residue + step * dilation
-    real = real_steps(step, first, last, token, key_mask_ptr, HOLES if HAS_MASK else EDGE)
+    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
     key = load_rows(
         key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
     )  # [BLOCK_N, BLOCK_D]

@@ -1,4 +1,4 @@
-"""What every backward kernel needs of a row, computed once, and where the real tokens of a text lie.
+"""What every backward kernel needs of a row, computed once.
 
     delta_i = (sum_d dout_id out_id - dlse_i) / r            normaliser_i = log2(e) lse_i
 
@@ -66,31 +66,3 @@ def prepare_rows(
     target = (batch_64 * heads + head_64) * row_stride + row
     tl.store(delta_ptr + target, delta * keep_share, mask=row < row_stride)
     tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < row_stride)
-
-
-@triton.jit(do_not_specialize=["seq_len"])
-def text_spans(mask_bytes_ptr, key_mask_ptr, span_ptr, seq_len, BLOCK: tl.constexpr):
-    """span (batch, 3) int32: the first real token, one past the last, and whether any between them is masked.
-
-    One program owns one sample of the mask (batch, seq_len), which it also writes as int16: the compiler lays out products by
-    the narrowest numbers that their operands depend on, and by bytes lays out some of them wrongly (bench/LOG.md, "a mask of
-    bytes").
-    """
-    batch = tl.program_id(0)
-    mask_bytes_ptr += batch.to(tl.int64) * seq_len
-    key_mask_ptr += batch.to(tl.int64) * seq_len
-    first = tl.full([BLOCK], 2147483647, tl.int32)
-    last = tl.zeros([BLOCK], tl.int32)
-    count = tl.zeros([BLOCK], tl.int32)
-    for start in tl.range(0, seq_len, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        real = tl.load(mask_bytes_ptr + token, mask=token < seq_len, other=0) != 0
-        tl.store(key_mask_ptr + token, real.to(tl.int16), mask=token < seq_len)
-        first = tl.minimum(first, tl.where(real, token, 2147483647))
-        last = tl.maximum(last, tl.where(real, token + 1, 0))
-        count += real.to(tl.int32)
-    stop = tl.max(last, 0)
-    begin = tl.minimum(tl.min(first, 0), stop)
-    tl.store(span_ptr + batch * 3, begin)
-    tl.store(span_ptr + batch * 3 + 1, stop)
-    tl.store(span_ptr + batch * 3 + 2, (tl.sum(count, 0) < stop - begin).to(tl.int32))

@@ -52,7 +52,7 @@ def add_grad_query(
 @triton.jit
 def _window_grad_query(
     grad_query, query, grad_out, normaliser, delta, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr,
-    key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue,
+    key_flags_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue,
     dilation, stream, threshold, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -62,7 +62,7 @@ def _window_grad_query(
         key_start = begin + tile * BLOCK_N
         step = key_start + tl.arange(0, BLOCK_N)
         token = residue + step * dilation
-        real = real_steps(step, first, last, token, key_mask_ptr, CHECK)
+        real = real_steps(step, first, last, token, key_flags_ptr, CHECK)
         # [BLOCK_N, BLOCK_D] each
         key = load_tile(
             key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
@@ -86,8 +86,8 @@ def _window_grad_query(
     "threshold",
 ])  # fmt: skip
 def window_grad_query(
-    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
-    grad_out_ptr, delta_ptr, normaliser_ptr, grad_query_ptr,
+    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr,
+    seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_query_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
@@ -110,7 +110,7 @@ def window_grad_query(
     batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
     key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
     value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    key_mask_ptr += batch_64 * seq_len
+    key_flags_ptr += batch_64 * seq_len
     stream = batch * heads + head
 
     step = start + tl.arange(0, BLOCK_M)
@@ -162,7 +162,7 @@ def window_grad_query(
         tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         grad_query = _window_grad_query(
             grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
-            key_mask_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first,
+            key_flags_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first,
             last, residue, dilation, stream, threshold, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,

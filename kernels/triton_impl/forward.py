@@ -35,7 +35,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 @triton.jit
 def _attend_window(
-    acc, row_max, row_sum, query, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
+    acc, row_max, row_sum, query, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr, key_flags_ptr, seed_ptr,
     key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
     threshold, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
@@ -46,7 +46,7 @@ def _attend_window(
         key_start = begin + tile * BLOCK_N
         step = key_start + tl.arange(0, BLOCK_N)
         token = residue + step * dilation
-        real = real_steps(step, first, last, token, key_mask_ptr, CHECK)
+        real = real_steps(step, first, last, token, key_flags_ptr, CHECK)
         # [BLOCK_N, BLOCK_D] each
         key = load_tile(
             key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
@@ -95,8 +95,8 @@ def _attend_globals(
     "heads", "first_head", "run_heads", "group", "seq_len", "left", "right", "dilation", "num_globals", "threshold",
 ])  # fmt: skip
 def window_forward(
-    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
-    out_ptr, lse_ptr,
+    query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr,
+    seed_ptr, out_ptr, lse_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, out_stride_b, out_stride_h, out_stride_n,
     heads, first_head, run_heads, group, seq_len, left, right, dilation, num_globals, threshold,
@@ -120,7 +120,7 @@ def window_forward(
     value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
     out_ptr += batch_64 * out_stride_b + head_64 * out_stride_h
     lse_ptr += (batch_64 * heads + head_64) * seq_len
-    key_mask_ptr += batch_64 * seq_len
+    key_flags_ptr += batch_64 * seq_len
     stream = batch * heads + head
 
     first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
@@ -150,14 +150,14 @@ def window_forward(
         tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
         tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
         acc, row_max, row_sum = _attend_window(
-            acc, row_max, row_sum, query, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr, key_mask_ptr, seed_ptr,
+            acc, row_max, row_sum, query, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr, key_flags_ptr, seed_ptr,
             key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation,
             stream, threshold, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
             DESCRIPTORS,
         )  # fmt: skip
 
-    real = real_steps(step, first, last, token, key_mask_ptr, HOLES if HAS_MASK else EDGE)
+    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
     out, lse = softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real)
     store_rows(out_ptr, token, out_stride_n, out, in_strand, HEAD_DIM, BLOCK_D)
     tl.store(lse_ptr + token, lse, mask=in_strand)

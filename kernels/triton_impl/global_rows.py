@@ -34,7 +34,7 @@ def split_of(split, splits, first, last, ALIGN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
 def rows_forward(
-    query_ptr, key_ptr, value_ptr, key_mask_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     partial_out_ptr, partial_lse_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
@@ -54,7 +54,7 @@ def rows_forward(
     query_ptr += batch_64 * query_stride_b + head_64 * query_stride_h
     key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
     value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    key_mask_ptr += batch_64 * seq_len
+    key_flags_ptr += batch_64 * seq_len
 
     count = tl.load(global_count_ptr + batch)
     slot = block * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -72,7 +72,7 @@ def rows_forward(
     row_sum = tl.zeros([BLOCK_G], ACC)
     for key_start in tl.range(begin, end, BLOCK_N):
         key_token = key_start + tl.arange(0, BLOCK_N)
-        real = real_steps(key_token, first, end, key_token, key_mask_ptr, HOLES if HAS_MASK else EDGE)
+        real = real_steps(key_token, first, end, key_token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
         key = load_rows(key_ptr, key_token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
         value = load_rows(value_ptr, key_token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
         # [BLOCK_G, BLOCK_N]

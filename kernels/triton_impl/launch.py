@@ -72,7 +72,6 @@ def forward_launches(
 ) -> Iterator[Launch]:
     """The launches that fill ``out`` and ``lse``; global rows alone where these hold the window's results already."""
     problem = Problem(window, pattern, scale, dropout, target)
-    yield from problem.spans()
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
     if need_window:
         config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
@@ -132,7 +131,6 @@ def backward_launches(
 ) -> Iterator[Launch]:
     """The launches that fill ``grads`` where needed."""
     problem = Problem(window, pattern, scale, dropout, target)
-    yield from problem.spans()
     if any(needs[:3]):
         yield from _window_backward_launches(problem, given, rows is not None, needs[:3], grads[:3])
     if rows is None or not any(needs[3:]):

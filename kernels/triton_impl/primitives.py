@@ -80,11 +80,11 @@ def text_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def real_steps(step, first, last, token, key_mask_ptr, CHECK: tl.constexpr):
-    """[BLOCK] bool: steps that lie in the text and, with HOLES, are not masked there. ``key_mask_ptr`` is the sample's."""
+def real_steps(step, first, last, token, key_flags_ptr, CHECK: tl.constexpr):
+    """[BLOCK] bool: steps that lie in the text and, with HOLES, are not masked there. ``key_flags_ptr`` is the sample's."""
     real = (step >= first) & (step < last)
     if CHECK == HOLES:
-        real = real & (tl.load(key_mask_ptr + token, mask=real, other=0) != 0)
+        real = real & (tl.load(key_flags_ptr + token, mask=real, other=0) != 0)
     return real
 
 

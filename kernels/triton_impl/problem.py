@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows, text_spans
+from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
 from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
 
 # query, key, value
@@ -139,8 +139,8 @@ class Problem:
             **tensor_arguments("query", query),
             **tensor_arguments("key", key),
             **tensor_arguments("value", value),
-            "key_mask_ptr": unused,
-            "span_ptr": unused,
+            "key_flags_ptr": unused if pattern.key_flags is None else pattern.key_flags,
+            "span_ptr": unused if pattern.key_span is None else pattern.key_span,
             "global_mask_ptr": unused if pattern.global_mask is None else pattern.global_mask.contiguous().view(torch.uint8),
             "global_index_ptr": pattern.global_index,
             "global_count_ptr": pattern.global_count,
@@ -171,20 +171,9 @@ class Problem:
         self.scale, self.magnitude = scale, magnitude
         self.key_value = {"key": key, "value": value}
 
-    def spans(self) -> Iterator[Launch]:
-        """Where each text begins and ends, and its mask as int16, which the kernels of this call read."""
-        key_mask = self.pattern.key_mask
-        if key_mask is not None:
-            self.arguments["span_ptr"] = self.query.new_empty((self.batch, 3), dtype=torch.int32)
-            self.arguments["key_mask_ptr"] = self.query.new_empty((self.batch, self.seq_len), dtype=torch.int16)
-            own = {"mask_bytes_ptr": key_mask.contiguous().view(torch.uint8), "BLOCK": 8192}
-            yield Launch.of(text_spans, self.batch, Config(1, 1, num_warps=8), {**self.arguments, **own})
-
     def of_rows(self, rows: States) -> Problem:
-        """The same for the rows of global tokens, once the spans are known."""
-        problem = Problem(rows, self.pattern, self.scale, self.dropout, self.target)
-        problem.arguments.update({name: self.arguments[name] for name in ("span_ptr", "key_mask_ptr")})
-        return problem
+        """The same for the rows of global tokens."""
+        return Problem(rows, self.pattern, self.scale, self.dropout, self.target)
 
     def config(self, kernel: str, *, descriptors: bool = False) -> Config:
         """The configuration of one of the kernels, whose window tiles come by descriptors or by pointers."""

@@ -1,5 +1,6 @@
 """Who attends to whom: the meanings of the masks, the compact indices, the counts and the picture."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 
@@ -81,10 +82,44 @@ def test_with_window_shares_the_masks():
     wider = pattern.with_window((3, 2))
     assert wider.window == (3, 2)
     assert pattern.window == (1, 1)
-    for name in ("key_mask", "global_mask", "global_index", "global_count", "dilation", "is_causal"):
+    for name in (field.name for field in dataclasses.fields(pattern) if field.name != "window"):
         assert getattr(wider, name) is getattr(pattern, name)
     with pytest.raises(ValueError, match="window"):
         pattern.with_window(-1)
+
+
+SPANS = {
+    "right": ([1, 1, 0, 0, 0], [0, 2, 0]),
+    "left": ([0, 1, 1, 1, 1], [1, 5, 0]),
+    "holes": ([0, 1, 0, 1, 0], [1, 4, 1]),
+    "all_real": ([1, 1, 1, 1, 1], [0, 5, 0]),
+    "one_real": ([0, 0, 1, 0, 0], [2, 3, 0]),
+    "none_real": ([0, 0, 0, 0, 0], [0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize(("mask", "span"), list(SPANS.values()), ids=list(SPANS))
+def test_where_a_text_begins_and_ends(mask, span):
+    pattern = AttentionPattern.from_masks(torch.tensor([mask]), window=1)
+    assert pattern.key_span.tolist() == [span]
+    assert pattern.key_flags.tolist() == [mask]
+
+
+def test_flags_are_contiguous_however_the_mask_lies():
+    """Kernels read them as rows of seq_len."""
+    for mask in (torch.ones(6, 2).T, torch.ones(1, 6).expand(2, 6), torch.ones(2, 12)[:, ::2]):
+        flags = AttentionPattern.from_masks(mask, window=1).key_flags
+        assert flags.is_contiguous()
+        assert flags.dtype == torch.int16
+
+
+def test_patterns_move_with_all_they_hold():
+    pattern = AttentionPattern.from_masks(torch.ones(2, 6), torch.eye(2, 6), window=1, dilation=2)
+    moved = pattern.to("meta")
+    assert moved.device.type == "meta"
+    for field in dataclasses.fields(pattern):
+        before, after = getattr(pattern, field.name), getattr(moved, field.name)
+        assert (after.device.type, after.shape) == ("meta", before.shape) if torch.is_tensor(before) else after == before
 
 
 def test_pattern_is_immutable():
