@@ -181,7 +181,9 @@ class AttentionPattern:
         return dataclasses.replace(self, window=checks.window(window))
 
     def to(self, device: torch.device | str) -> AttentionPattern:
-        """The same pattern with its tensors on ``device``."""
+        """The same pattern with its tensors on ``device``; this one where they are there."""
+        if torch.device(device) == self.device:
+            return self
         tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 

@@ -115,6 +115,7 @@ def test_flags_are_contiguous_however_the_mask_lies():
 
 def test_patterns_move_with_all_they_hold():
     pattern = AttentionPattern.from_masks(torch.ones(2, 6), torch.eye(2, 6), window=1, dilation=2)
+    assert pattern.to("cpu") is pattern
     moved = pattern.to("meta")
     assert moved.device.type == "meta"
     for field in dataclasses.fields(pattern):

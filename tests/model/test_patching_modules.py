@@ -10,7 +10,7 @@ from model_cases import SEPARATOR, Texts, ours, theirs
 from patching_cases import ALL, batch_for, original
 from torch import nn
 
-from longformer_triton import AttentionPattern, patch_transformers, unpatch_transformers
+from longformer_triton import patch_transformers, unpatch_transformers
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 modeling_led = pytest.importorskip("transformers.models.led.modeling_led")
@@ -276,16 +276,6 @@ def test_max_globals_bounds_their_number():
     got = patch_transformers(model)(**inputs, output_attentions=True)
     close(got.last_hidden_state, expected.last_hidden_state)
     assert got.global_attentions[0].shape[-1] == 3
-
-
-def test_a_pattern_follows_a_layer_to_its_device():
-    from longformer_triton.model.patched import _moved
-
-    pattern = AttentionPattern.from_masks(torch.ones(2, 9), torch.eye(2, 9), window=2)
-    assert _moved(pattern, torch.device("cpu")) is pattern
-    moved = _moved(pattern, torch.device("meta"))
-    assert {tensor.device.type for tensor in vars(moved).values() if isinstance(tensor, torch.Tensor)} == {"meta"}
-    assert (moved.window, moved.seq_len) == (pattern.window, pattern.seq_len)
 
 
 def nothing_of_longformer():
