@@ -34,6 +34,16 @@ def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tenso
     return hole, bias[:, None]
 
 
+def _readable(states: Tensor, hole: Tensor | None = None) -> Tensor:
+    """Zero at masked tokens, and rows of neighbouring channels one after the other.
+
+    The fused kernel takes no notice of the stride of channels, and hands that of rows to a matrix product that wants room.
+    """
+    states = blank(states, hole)
+    is_plain = states.stride(-1) == 1 and states.stride(-2) >= states.shape[-1]
+    return states if is_plain else states.contiguous()
+
+
 def forward(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, out: Tensor, lse: Tensor
 ) -> None:
@@ -42,7 +52,7 @@ def forward(
         return
     group = query.shape[1] // key.shape[1]
     hole, bias = _hole_and_bias(pattern, query.dtype)
-    query, key, value = (blank(states, hole) for states in (query, key, value))
+    query, key, value = (_readable(states, hole) for states in (query, key, value))
     for member in range(group):
         heads = slice(member, None, group)
         out[:, heads], lse[:, heads] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -67,9 +77,8 @@ def backward(
         return
     group = query.shape[1] // key.shape[1]
     hole, bias = _hole_and_bias(pattern, query.dtype)
-    query, key, value = (blank(states, hole) for states in (query, key, value))
-    if grad_out.stride(-1) != 1:  # the gradient of a sum arrives with strides of zero
-        grad_out = grad_out.contiguous()
+    query, key, value = (_readable(states, hole) for states in (query, key, value))
+    grad_out, out = _readable(grad_out), _readable(out)
     key_parts, value_parts = [], []
     for member in range(group):
         heads = slice(member, None, group)

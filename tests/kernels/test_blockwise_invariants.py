@@ -170,11 +170,35 @@ def _transposed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
 
 
-@pytest.mark.parametrize("layout", [_padded_storage, _transposed], ids=["gaps", "channels_strided"])
-@each({name: OPTION_CASES[name] for name in ("everything", "window_covers_all", "plain")})
+def _every_second_channel(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, each stored twice, as a view that leaves out the copies."""
+    return tensor.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_()
+
+
+_COVERING = {
+    "window_covers_all": OPTION_CASES["window_covers_all"],
+    "covered_without_mask": Case(3, 4, 2, window=40),
+    "covered_causal": Case(3, window=40, is_causal=True),
+    "covered_with_global_rows": Case(3, window=40, globals_="some", global_rows=True),
+}
+
+
+@pytest.mark.parametrize(
+    "layout", [_padded_storage, _transposed, _every_second_channel], ids=["gaps", "channels_first", "channels_strided"]
+)
+@each({name: OPTION_CASES[name] for name in ("everything", "plain")} | _COVERING)
 def test_any_strides(case, layout):
     inputs = case.inputs()
     assert_same(case.results([layout(tensor) for tensor in inputs], "torch"), case.results(inputs, "torch"))
+
+
+@each({name: OPTION_CASES[name] for name in ("everything", "plain")} | _COVERING)
+def test_numbers_that_many_elements_share(case):
+    """Expanded tensors repeat one number along the channels, or one row along the tokens."""
+    for dimension in (2, 3):
+        expanded = [tensor.detach().narrow(dimension, 0, 1).expand_as(tensor).requires_grad_() for tensor in case.inputs()]
+        dense = [tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in expanded]
+        assert_same(case.results(expanded, "torch"), case.results(dense, "torch"))
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
