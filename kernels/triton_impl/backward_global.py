@@ -190,13 +190,13 @@ def rows_grad_key_value(
     key_start = (program % blocks) * BLOCK_N
     key_token = key_start + tl.arange(0, BLOCK_N)
     in_text = key_token < seq_len
-    real = real_steps(key_token, 0, seq_len, key_token, key_flags_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
+    # Masked keys take part: what they bring, NaN too, stays in their own rows, and these are put to zero in the end.
     key = load_rows(
-        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, real, 1,
+        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, in_text, 1,
         HEAD_DIM, BLOCK_D, EDGE,
     )  # fmt: skip
     value = load_rows(
-        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, key_token, value_stride_n, real, 1,
+        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, key_token, value_stride_n, in_text, 1,
         HEAD_DIM, BLOCK_D, EDGE,
     )  # fmt: skip
     # Rows of scores are keys, of which four warps have their own. The widest heads need eight, and turn the other way what
@@ -227,17 +227,20 @@ def rows_grad_key_value(
             )  # fmt: skip
             keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
             keep = tl.trans(keep) if DROPOUT and not QUERY_ROWS else keep
-            visible = alive[:, None] & real[None, :] if QUERY_ROWS else real[:, None] & alive[None, :]
+            visible = alive[:, None] if QUERY_ROWS else alive[None, :]
             grad_key, grad_value = add_grad_key_value(
                 grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep,
                 scale_log2, True, NEED_KEY, NEED_VALUE, DROPOUT, QUERY_ROWS, True, PRECISION,
             )  # fmt: skip
+    real = real_steps(key_token, 0, seq_len, key_token, key_flags_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
     if NEED_KEY:
+        grad_key = tl.where(real[:, None], grad_key * key_scale, 0.0)
         grad_key_ptr += batch_64 * grad_key_stride_b + key_head_64 * grad_key_stride_h
-        store_rows(grad_key_ptr, key_token, grad_key_stride_n, grad_key * key_scale, in_text, HEAD_DIM, BLOCK_D)
+        store_rows(grad_key_ptr, key_token, grad_key_stride_n, grad_key, in_text, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
+        grad_value = tl.where(real[:, None], grad_value * value_scale, 0.0)
         grad_value_ptr += batch_64 * grad_value_stride_b + key_head_64 * grad_value_stride_h
-        store_rows(grad_value_ptr, key_token, grad_value_stride_n, grad_value * value_scale, in_text, HEAD_DIM, BLOCK_D)
+        store_rows(grad_value_ptr, key_token, grad_value_stride_n, grad_value, in_text, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "num_globals", "parts"])

@@ -154,7 +154,8 @@ def window_grad_key_value(
     first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
     step = start + tl.arange(0, BLOCK_N)
     token = residue + step * dilation
-    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
+    # Masked keys are real here: what they bring, NaN too, stays in their own rows, and these are put to zero in the end.
+    real = real_steps(step, first, last, token, key_flags_ptr, EDGE)
     key = load_rows(
         key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
     )  # [BLOCK_N, BLOCK_D]
@@ -183,6 +184,7 @@ def window_grad_key_value(
             CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE, DESCRIPTORS,
         )  # fmt: skip
     in_strand = token < seq_len
+    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
     if NEED_KEY:
         grad_key = tl.where(real[:, None], grad_key * key_scale, 0.0)
         grad_key_ptr += batch_64 * grad_key_stride_b + head_64 * grad_key_stride_h
