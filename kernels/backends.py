@@ -22,6 +22,18 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 _OLDEST_CAPABILITY = (8, 0)
 
 
+def why_absent(device: torch.device) -> str | None:
+    """None when PyTorch sees ``device`` here, else the reason."""
+    if device.type in ("cpu", "meta"):
+        return None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != device.type:
+        return f"PyTorch sees no {device.type} device here"
+    if device.index is not None and device.index >= torch.accelerator.device_count():
+        return f"PyTorch sees {torch.accelerator.device_count()} {device.type} devices here, and no {device}"
+    return None
+
+
 def why_not(backend: str, device: torch.device, dtype: torch.dtype | None = None, head_dim: int | None = None) -> str | None:
     """None when ``backend`` runs on ``device``, else the reason. One probe for choosing, listing and refusing.
 

@@ -57,6 +57,21 @@ def max_globals(value: Any) -> None:
         raise ValueError(f"max_globals: got {value!r}, expected None or an int >= 0, the most global tokens of any sample.")
 
 
+def is_causal(value: Any) -> bool:
+    """Refuse anything but True and False: text, even "False", would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"is_causal: got {_describe(value)}, expected True or False.")
+    return value
+
+
+def as_device(value: Any) -> torch.device:
+    """``torch.device(value)``; raises for what is none."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: got {value!r}, expected a torch.device or its name, such as cpu, cuda or cuda:1.") from None
+
+
 def mask(name: str, value: Any) -> None:
     """Refuse anything but a (batch, seq_len) tensor of bool, integers or floats."""
     if not isinstance(value, Tensor):
@@ -81,7 +96,9 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     if not given and shape is None:
         raise ValueError("shape: got None without a mask, expected (batch, seq_len): give a mask or the shape.")
     batch, seq_len = shape if shape is not None else next(iter(given.values())).shape
-    place = next(iter(given.values())).device if given else torch.device(device if device is not None else "cpu")
+    place = next(iter(given.values())).device if given else as_device("cpu" if device is None else device)
+    if given and device is not None and as_device(device).type != place.type:
+        raise ValueError(f"device: got {str(device)!r} and masks on {place}, expected one place: move the masks.")
     for name, value in given.items():
         if value.shape[0] != batch or value.shape[1] != seq_len:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected (batch, seq_len) = ({batch}, {seq_len}).")
@@ -117,8 +134,10 @@ def mask_values(name: str, value: Tensor | None, *, highest: int) -> None:
         )
 
 
-def gatherable(name: str, value: Tensor, batch: int, seq_len: int) -> None:
+def gatherable(name: str, value: Any, batch: int, seq_len: int) -> None:
     """Refuse anything but (batch, ..., seq_len, features)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor (batch, ..., seq_len, features).")
     if value.dim() < 3 or value.shape[0] != batch or value.shape[-2] != seq_len:
         raise ValueError(
             f"{name}: got shape {tuple(value.shape)}, expected (batch, ..., seq_len, features) with the pattern's "

@@ -29,7 +29,10 @@ def global_index(global_mask: Tensor, max_globals: int | None) -> tuple[Tensor, 
         width = int(count.max()) if batch else 0
     else:
         width = max_globals
-        torch._assert_async((count <= width).all(), f"a sample has more global tokens than max_globals={width}")
+        torch._assert_async(
+            (count <= width).all(),
+            f"a sample has more global tokens than max_globals={width}: pass the most of any sample, or None to count them",
+        )
     # Rank r goes to column r; everything that is not global goes to one column more, which is cut off.
     column = torch.where(global_mask, global_mask.cumsum(1) - 1, width).clamp_max(width)
     position = torch.arange(seq_len, device=global_mask.device).expand(batch, seq_len)

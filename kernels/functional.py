@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from longformer_triton.kernels import backends, checks, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
@@ -17,9 +18,14 @@ _told: set[str] = set()
 
 
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
-    """Which backends run on ``device``: {name: None if it runs, else the reason why not}, best first."""
-    place = torch.device(device)
-    return {name: backends.why_not(name, place) for name in backends.BACKENDS}
+    """Which backends run on ``device``: {name: None if it runs, else the reason why not}, best first.
+
+    Raises:
+        ValueError: no device has that name.
+    """
+    place = checks.as_device(device)
+    absent = backends.why_absent(place)
+    return {name: absent or backends.why_not(name, place) for name in backends.BACKENDS}
 
 
 def sliding_window_attention(
@@ -175,7 +181,8 @@ def absorbed_global_attention(
     heads, head_dim = query_global.shape[1], query_global.shape[3]
     factor = checks.scale(scale, head_dim)
     dropout = _dropout(dropout_p, dropout_seed, query_global.device)
-    chosen = _choose(backend, (query_global,), None)
+    weights = (key_weight, value_weight) if value_bias is None else (key_weight, value_weight, value_bias)
+    chosen = _choose(backend, (query_global, hidden_states, *weights), None)
     # Rows at -1 may hold NaN, which must not reach the gradient of the weights either.
     rows = torch.where((pattern.global_index >= 0)[:, None, :, None], query_global, query_global.new_zeros(()))
     key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
@@ -290,6 +297,10 @@ def _dropout(dropout_p: float, seed: Tensor | None, device: torch.device) -> Dro
     return Dropout(seed, threshold)
 
 
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | None) -> str:
     """The backend that runs, by the operators' names; says once when that is not a GPU kernel.
 
@@ -297,6 +308,13 @@ def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | N
     """
     query = inputs[0]
     chosen = backends.choose(requested, query.device, query.dtype, head_dim)
+    # An operator without a rule for forward mode would drop the tangents without a word.
+    has_tangents = not torch.compiler.is_compiling() and any(map(_has_tangent, inputs))
+    if has_tangents and chosen != "reference":
+        raise NotImplementedError(
+            f"backend: got {requested!r} and a tensor with a tangent (torch.func.jvp, torch.autograd.forward_ad), which no "
+            "operator here carries on: differentiate backward, or pass backend='reference', which does."
+        )
     if chosen == "triton" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return backends.BOTH_WAYS
     if requested is None and chosen == "torch" and not torch.compiler.is_compiling() and "torch" not in _told:

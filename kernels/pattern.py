@@ -105,7 +105,7 @@ class AttentionPattern:
             attention_mask: (batch, seq_len) of bool, integer or float; 1 = real token, 0 = padding, 2 = real and global.
             global_attention_mask: (batch, seq_len) of 0 and 1; 1 = global token. A padded token is never global.
             shape: (batch, seq_len), needed when neither mask is given.
-            device: where the pattern lives when neither mask is given; the default is the CPU.
+            device: where the pattern lives: with the masks, or when neither is given here; the default is the CPU.
             window: (left, right) in steps, both inclusive; an int w means (w, w).
             dilation: one number, or one for each query head.
             is_causal: forbid keys after the query.
@@ -121,6 +121,7 @@ class AttentionPattern:
         steps = checks.dilation(dilation)
         batch, seq_len, place = checks.mask_shape(attention_mask, global_attention_mask, shape, device)
         checks.max_globals(max_globals)
+        is_causal = checks.is_causal(is_causal)
         if checks.should_validate(validate, place):
             checks.mask_values("attention_mask", attention_mask, highest=2)
             checks.mask_values("global_attention_mask", global_attention_mask, highest=1)
@@ -131,6 +132,8 @@ class AttentionPattern:
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             marked = attention_mask == 2
             global_mask = marked if global_mask is None else global_mask | marked
+        if global_mask is None and max_globals is not None:
+            global_mask = torch.zeros((batch, seq_len), dtype=torch.bool, device=place)  # a width that was given is kept
         if global_mask is not None and key_mask is not None:
             global_mask = global_mask & key_mask
 
@@ -142,9 +145,7 @@ class AttentionPattern:
         else:
             index = torch.empty((batch, 0), dtype=torch.int64, device=place)
             count = torch.zeros((batch,), dtype=torch.int64, device=place)
-        return cls(
-            (left, right), steps, bool(is_causal), batch, seq_len, key_mask, key_flags, key_span, global_mask, index, count
-        )
+        return cls((left, right), steps, is_causal, batch, seq_len, key_mask, key_flags, key_span, global_mask, index, count)
 
     @property
     def band(self) -> tuple[int, int]:
@@ -182,7 +183,7 @@ class AttentionPattern:
 
     def to(self, device: torch.device | str) -> AttentionPattern:
         """The same pattern with its tensors on ``device``; this one where they are there."""
-        if torch.device(device) == self.device:
+        if checks.as_device(device) == self.device:
             return self
         tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)

@@ -145,6 +145,15 @@ REFUSALS = {
         ValueError,
         r"^max_globals: got -1.*None or an int",
     ),
+    "is_causal_text": (window_call, {"is_causal": "no"}, TypeError, r"^is_causal: got 'no', expected True or False"),
+    "is_causal_number": (masks_call, {"shape": (1, 4), "is_causal": 1}, TypeError, r"^is_causal: got 1"),
+    "device_unknown": (masks_call, {"shape": (1, 4), "device": "foo"}, ValueError, r"^device: got 'foo', expected"),
+    "device_elsewhere": (
+        masks_call,
+        {"attention_mask": torch.ones(1, 4), "device": "meta"},
+        ValueError,
+        r"^device: got 'meta' and masks on cpu",
+    ),
     "max_globals_float": (masks_call, {"shape": (1, 4), "max_globals": 1.0}, ValueError, r"^max_globals: got 1.0"),
     # pattern
     "pattern_and_window": (window_call, {"pattern": pattern(), "window": 1}, ValueError, r"^pattern: got one together.*either"),
@@ -260,6 +269,14 @@ def test_available_backends_say_why_not():
     assert on_cpu["reference"] is None
     assert "GPU" in on_cpu["triton"]
     assert available_backends(torch.device("cpu")) == on_cpu
+
+
+def test_available_backends_of_a_device_that_is_not_here():
+    reasons = available_backends("xpu:9")
+    assert list(reasons) == ["triton", "torch", "reference"]
+    assert all("PyTorch sees" in reason and "xpu" in reason for reason in reasons.values())
+    with pytest.raises(ValueError, match=r"device: got 'foo', expected .*cuda"):
+        available_backends("foo")
 
 
 def test_dropout_of_zero_ignores_nothing_but_the_seed_value():

@@ -76,6 +76,33 @@ def test_one_input_alone(slot):
     assert torch.autograd.gradcheck(lambda *tensors: sliding_window_attention(*tensors, pattern=pattern), inputs, **TOLERANCES)
 
 
+def test_forward_mode_raises():
+    """PyTorch would drop the tangents and give zeros. The reference carries them on."""
+    inputs = tuple(Case().inputs(requires_grad=False)[:3])
+
+    def derivative(backend):
+        along = tuple(torch.ones_like(tensor) for tensor in inputs)
+        return torch.func.jvp(lambda *tensors: sliding_window_attention(*tensors, window=3, backend=backend), inputs, along)[1]
+
+    for backend in (None, "torch"):
+        with pytest.raises(NotImplementedError, match=r"backend: got .*tangent.*backend='reference'"):
+            derivative(backend)
+    assert derivative("reference").abs().max() > 0
+    with pytest.raises(NotImplementedError, match="tangent"):
+        torch.func.jacfwd(lambda query: sliding_window_attention(query, *inputs[1:], window=3))(inputs[0])
+
+
+def test_forward_mode_of_absorbed_rows_raises():
+    hidden_states, weight = torch.randn(1, 4, 6), torch.randn(6, 6)
+    pattern = AttentionPattern.from_masks(None, torch.tensor([[1, 0, 0, 0]]), window=1)
+    with pytest.raises(NotImplementedError, match="tangent"):
+        torch.func.jvp(
+            lambda states: absorbed_global_attention(states, torch.randn(1, 2, 1, 3), weight, weight, None, pattern),
+            (hidden_states,),
+            (hidden_states,),
+        )
+
+
 def test_differentiating_twice_raises():
     """The backward operator has no derivative, and says so instead of giving zeros."""
     inputs = Case().inputs()

@@ -70,10 +70,22 @@ def test_max_globals_gives_the_width():
     assert AttentionPattern.from_masks(None, marks * 0, window=1, max_globals=2).global_index.tolist() == [[-1, -1]]
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 5), torch.ones(2, 5, dtype=torch.bool)], ids=["none", "float", "bool"])
+def test_max_globals_gives_the_width_where_nothing_is_global(mask):
+    pattern = AttentionPattern.from_masks(mask, shape=(2, 5), window=1, max_globals=3)
+    assert pattern.global_index.tolist() == [[-1] * 3] * 2
+    assert pattern.global_count.tolist() == [0, 0]
+
+
+def test_gathering_from_something_else():
+    with pytest.raises(TypeError, match="states: got list, expected a tensor"):
+        AttentionPattern.from_masks(shape=(1, 4), window=1).gather_global([1.0])
+
+
 def test_more_globals_than_max_globals_stop():
     """They are never cut off, which would be a wrong answer without a sign."""
     marks = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 0]])
-    with pytest.raises(RuntimeError, match="max_globals=2"):
+    with pytest.raises(RuntimeError, match="max_globals=2: pass the most"):
         AttentionPattern.from_masks(None, marks, window=1, max_globals=2)
 
 
