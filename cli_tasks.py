@@ -53,12 +53,20 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
     for path in files or [pathlib.Path("-")]:
         chosen = form or ("jsonl" if path.suffix == ".jsonl" else "text")
         if str(path) == "-":
-            yield from _items_of("standard input", sys.stdin, chosen)
+            yield from _decoded("standard input", sys.stdin, chosen)
             continue
         if not path.is_file():
             raise typer.BadParameter(f"{path}: no such file", param_hint="FILES")
         with path.open(encoding="utf-8") as file:
-            yield from _items_of(str(path), file, chosen)
+            yield from _decoded(str(path), file, chosen)
+
+
+def _decoded(name: str, file: Iterable[str], form: str) -> Iterator[Item]:
+    """The inputs of a file; where it stops being UTF-8, a bad one, and the rest is not read."""
+    try:
+        yield from _items_of(name, file, form)
+    except UnicodeDecodeError as error:
+        yield Item(name, f"got {error}, expected UTF-8: convert the file", is_bad=True)
 
 
 def _items_of(name: str, file: Iterable[str], form: str) -> Iterator[Item]:

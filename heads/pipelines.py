@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.backends import present
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.settings import dtype_of
 from longformer_triton.tokenization import LongformerTokenizer
@@ -267,7 +268,7 @@ def pipeline(
         tokenizer = model if tokenizer is None else tokenizer
         loaded: LongformerPreTrainedModel = model_class.from_pretrained(model, dtype=dtype, device=device)
     elif isinstance(model, model_class):
-        loaded = model.to(device=device, dtype=dtype_of(dtype))
+        loaded = model.to(device=None if device is None else present(device), dtype=dtype_of(dtype))
     else:
         raise TypeError(f"model: got {type(model).__name__}, expected a {kind.model_class}, or a checkpoint to load one from.")
     if tokenizer is None:

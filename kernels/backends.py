@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from longformer_triton.kernels import checks
+
 BACKENDS = ("triton", "torch", "reference")
 # What a call that leaves the choice gets on a GPU: the kernels, or the PyTorch backend where their table of configurations has
 # no line for the problem. The operators decide, since a traced function cannot read the table.
@@ -32,6 +34,19 @@ def why_absent(device: torch.device) -> str | None:
     if device.index is not None and device.index >= torch.accelerator.device_count():
         return f"PyTorch sees {torch.accelerator.device_count()} {device.type} devices here, and no {device}"
     return None
+
+
+def present(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is no such name, or no such device here.
+    """
+    place = checks.as_device(device)
+    reason = why_absent(place)
+    if reason is not None:
+        raise ValueError(f"device: got {str(device)!r}, expected one that is here: {reason}.")
+    return place
 
 
 def why_not(backend: str, device: torch.device, dtype: torch.dtype | None = None, head_dim: int | None = None) -> str | None:

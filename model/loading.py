@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from longformer_triton.kernels import backends
 from longformer_triton.model.attention import GLOBAL_PROJECTIONS
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.files import PLACE_OPTIONS, CheckpointError, locate, read_weights
@@ -130,7 +131,7 @@ def assemble(
             f"{folder}: parameters of another shape than the configuration's:\n{report.as_text()}\n"
             "Correct the configuration, or pass ignore_mismatched_sizes=True to begin them anew."
         )
-    _fill(model, taken, report, _dtype(dtype, config, taken), torch.device("cpu" if device is None else device))
+    _fill(model, taken, report, _dtype(dtype, config, taken), backends.present("cpu" if device is None else device))
     return model.eval(), report
 
 

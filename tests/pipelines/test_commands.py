@@ -106,6 +106,17 @@ def test_bad_lines_are_named_and_the_rest_goes_on(checkpoints):
     assert "got no 'text'" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["classify", "tokenize"])
+def test_a_file_in_another_encoding_is_named_and_the_rest_goes_on(command, checkpoints, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("l'\xe9t\xe9".encode("latin-1"))
+    (tmp_path / "article.txt").write_text(TEXT)
+    result = call(command, checkpoints, "--json", tmp_path / "latin.txt", tmp_path / "article.txt")
+    assert result.exit_code == 1
+    assert [row["input"].rpartition("/")[2] for row in rows(result)] == ["article.txt"]
+    assert "latin.txt: got 'utf-8' codec can't decode" in result.stderr
+    assert "expected UTF-8" in result.stderr
+
+
 def test_a_text_that_is_too_long_is_named_with_the_remedy(checkpoints):
     long = " ".join([TEXT] * 100)
     result = call("classify", checkpoints, "--input", "lines", input=f"{TEXT}\n{long}\n")
@@ -121,8 +132,10 @@ def test_a_text_that_is_too_long_is_named_with_the_remedy(checkpoints):
         (["--too-long", "split"], "too_long: got 'split'"),
         (["--input", "xml"], "expected one of text, lines, jsonl"),
         (["absent.txt"], "absent.txt: no such file"),
+        (["--device", "foo"], "device: got 'foo', expected a torch.device or its name"),
+        (["--device", "xpu:9"], "device: got 'xpu:9', expected one that is here"),
     ],
-    ids=["option", "format", "file"],
+    ids=["option", "format", "file", "no_device", "absent_device"],
 )
 def test_what_cannot_run_ends_with_status_two(checkpoints, arguments, message):
     result = call("classify", checkpoints, *arguments, input="")
