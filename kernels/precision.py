@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def accumulate(states: Tensor) -> Tensor:
     """``states`` in its accumulation type."""
     return states.to(accumulation_dtype(states.dtype))
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which products have the types of their factors, whatever autocast is on around it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

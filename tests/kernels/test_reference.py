@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
+from longformer_triton.kernels import AttentionPattern, attention_probabilities, longformer_attention, sliding_window_attention
 
 TOKENS = 6
 VALUES = [1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0]
@@ -171,3 +171,21 @@ def test_masked_rows_have_zero_gradients():
         assert not tensor.grad[:, :, 2:].any()
         if tensor is not states[0]:
             assert tensor.grad[:, :, :2].any()
+
+
+def test_autocast_lowers_no_product():
+    """What others are judged by, and maps that are promised in float32, stay as exact as without."""
+    pattern = AttentionPattern.from_masks(None, torch.eye(2, 8), window=2)
+    states = torch.randn(2, 2, 8, 4)
+    rows = pattern.gather_global(states)
+
+    def everything():
+        out_and_lse = sliding_window_attention(states, states, states, pattern=pattern, return_lse=True, backend="reference")
+        return *out_and_lse, *attention_probabilities(states, states, pattern, query_global=rows, key_global=states)
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = everything()
+    for got, expected in zip(lowered, plain, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, expected)
