@@ -36,8 +36,8 @@ def why_absent(device: torch.device) -> str | None:
     return None
 
 
-def present(device: torch.device | str) -> torch.device:
-    """The device of that name.
+def present(device: torch.device | str | int) -> torch.device:
+    """The device of that name, or the accelerator of that number.
 
     Raises:
         ValueError: there is no such name, or no such device here.

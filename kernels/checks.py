@@ -96,8 +96,9 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     if not given and shape is None:
         raise ValueError("shape: got None without a mask, expected (batch, seq_len): give a mask or the shape.")
     batch, seq_len = shape if shape is not None else next(iter(given.values())).shape
-    place = next(iter(given.values())).device if given else as_device("cpu" if device is None else device)
-    if given and device is not None and as_device(device).type != place.type:
+    wanted = None if device is None else as_device(device)
+    place = next(iter(given.values())).device if given else wanted or torch.device("cpu")
+    if wanted is not None and wanted.type != place.type:
         raise ValueError(f"device: got {str(device)!r} and masks on {place}, expected one place: move the masks.")
     for name, value in given.items():
         if value.shape[0] != batch or value.shape[1] != seq_len:

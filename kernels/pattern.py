@@ -41,7 +41,7 @@ def key_range(first_query: int, last_query: int, left: int, right: int, seq_len:
 
 
 def flags_and_span(key_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``key_flags`` and ``key_span`` of a pattern, by which kernels leave out the padding before and after a text.
+    """``key_flags`` and ``key_span`` of a pattern, by which backends leave out the padding before and after a text.
 
     Flags are int16: the compiler lays out products by the narrowest numbers that their operands depend on, and by bytes lays
     out some of them wrongly (bench/LOG.md, "a mask of bytes").

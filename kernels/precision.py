@@ -1,8 +1,6 @@
-"""The type that sums are made in: float64 for float64, float32 for everything else."""
+"""The type that sums are made in: float64 for float64, float32 for everything else; and products that keep it."""
 
 from __future__ import annotations
-
-import contextlib
 
 import torch
 from torch import Tensor
@@ -18,8 +16,9 @@ def accumulate(states: Tensor) -> Tensor:
     return states.to(accumulation_dtype(states.dtype))
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A context in which products have the types of their factors, whatever autocast is on around it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` in their own type, whatever autocast is on around it."""
+    if not torch.amp.is_autocast_available(left.device.type):
+        return left @ right
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, without_autocast
+from longformer_triton.kernels.precision import accumulate, product
 
 
 def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:
@@ -71,8 +71,7 @@ def _local_map_of_head(
     # [batch, rows, G]
     index = pattern.global_index
     global_key = key.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, key.shape[-1]))
-    with without_autocast(query.device):
-        global_scores = query @ global_key.transpose(1, 2)
+    global_scores = product(query, global_key.transpose(1, 2))
     global_visible = (index >= 0)[:, None, :]
     if pattern.is_causal:
         global_visible = global_visible & (index[:, None, :] <= row[:, None])
@@ -92,6 +91,5 @@ def global_map(query_global: Tensor, key_global: Tensor, pattern: AttentionPatte
     if pattern.key_mask is not None:
         key = key.masked_fill(~pattern.key_mask[:, None, :, None], 0.0)
         visible = visible & pattern.key_mask[:, None, None, :]
-    with without_autocast(query.device):
-        scores = query @ key.transpose(-1, -2) * scale
+    scores = product(query, key.transpose(-1, -2)) * scale
     return _softmax_or_zero(scores, visible.expand_as(scores)).transpose(-1, -2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band
-from longformer_triton.kernels.precision import accumulate, without_autocast
+from longformer_triton.kernels.precision import accumulate, product
 
 
 def _repeat_heads(states: Tensor, heads: int) -> Tensor:
@@ -24,16 +24,14 @@ def _softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float, factor: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, kept) in the accumulation type; rows without a visible key give 0, -inf and 0, with zero gradients."""
-    with without_autocast(query.device):
-        scores = scale * query @ _repeat_heads(key, query.shape[1]).transpose(-1, -2)
+    scores = product(scale * query, _repeat_heads(key, query.shape[1]).transpose(-1, -2))
     seen = visible.any(-1, keepdim=True)
     # A row that sees nothing gets a harmless softmax over zeros, so that no gradient is 0 * inf.
     scores = torch.where(visible, scores, -torch.inf).masked_fill(~seen, 0.0)
     probability = torch.softmax(scores, -1).masked_fill(~seen, 0.0)
     if factor is not None:
         probability = probability * factor
-    with without_autocast(query.device):
-        out = probability @ _repeat_heads(value, query.shape[1])
+    out = product(probability, _repeat_heads(value, query.shape[1]))
     lse = torch.logsumexp(scores, -1).masked_fill(~seen[..., 0], -torch.inf)
     return out, lse, probability.sum(-1)
 

@@ -70,7 +70,7 @@ def load(
     name_or_path: str | Path,
     config: LongformerConfig | None,
     dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
+    device: torch.device | str | int | None,
     *,
     ignore_mismatched_sizes: bool,
     options: dict[str, Any],
@@ -81,6 +81,7 @@ def load(
     dtype = older if dtype is None else dtype
     if "device_map" in options:
         device = _whole_device(options.pop("device_map"), device)
+    place = backends.present("cpu" if device is None else device)  # before anything is read
     for name in _ONE_WAY:
         options.pop(name, None)
     folder = locate(name_or_path, **{name: options.pop(name) for name in PLACE_OPTIONS if name in options})
@@ -89,7 +90,7 @@ def load(
     config = _configuration(folder, config, options)
     tensors = read_weights(folder)
     model, report = assemble(
-        model_class, config, tensors, folder, dtype, device, ignore_mismatched_sizes=ignore_mismatched_sizes, **arguments
+        model_class, config, tensors, folder, dtype, place, ignore_mismatched_sizes=ignore_mismatched_sizes, **arguments
     )
     text = report.as_text()
     if text:
@@ -103,7 +104,7 @@ def assemble(
     tensors: dict[str, Tensor],
     folder: Path,
     dtype: torch.dtype | str | None,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
     *,
     ignore_mismatched_sizes: bool = False,
     **arguments: Any,
@@ -131,13 +132,15 @@ def assemble(
             f"{folder}: parameters of another shape than the configuration's:\n{report.as_text()}\n"
             "Correct the configuration, or pass ignore_mismatched_sizes=True to begin them anew."
         )
-    _fill(model, taken, report, _dtype(dtype, config, taken), backends.present("cpu" if device is None else device))
+    _fill(model, taken, report, _dtype(dtype, config, taken), device)
     return model.eval(), report
 
 
-def _whole_device(device_map: Any, device: torch.device | str | None) -> torch.device | str | None:
-    if device_map in (None, "auto") or isinstance(device_map, (str, int, torch.device)):
-        return device if device_map in (None, "auto") else torch.device(device_map)
+def _whole_device(device_map: Any, device: torch.device | str | int | None) -> torch.device | str | int | None:
+    if device_map in (None, "auto"):
+        return device
+    if isinstance(device_map, (str, int, torch.device)):
+        return device_map
     raise NotImplementedError(f"device_map: got {device_map!r}, expected one device for all layers, such as 'cuda:0'.")
 
 
@@ -224,7 +227,7 @@ def _dtype(requested: torch.dtype | str | None, config: LongformerConfig, tensor
 
 
 def _fill(
-    model: LongformerPreTrainedModel, taken: dict[str, Tensor], report: Report, dtype: torch.dtype, device: torch.device
+    model: LongformerPreTrainedModel, taken: dict[str, Tensor], report: Report, dtype: torch.dtype, device: torch.device | str
 ) -> None:
     """Give every parameter its storage and its value; of a subclass, the buffers too."""
     model.config.dtype = dtype

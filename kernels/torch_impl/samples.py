@@ -29,15 +29,10 @@ class Sample:
 
 def read_samples(pattern: AttentionPattern) -> Iterator[Sample]:
     """The batch, sample by sample."""
-    counts = pattern.global_count.tolist()
-    for number in range(pattern.batch):
-        first, last, hole = 0, pattern.seq_len, None
-        if pattern.key_mask is not None:
-            mask = pattern.key_mask[number]
-            real = mask.nonzero()[:, 0]
-            first, last = (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
-            hole = ~mask if len(real) < last - first else None
-        yield Sample(number, first, last, hole, pattern.global_index[number, : counts[number]])
+    spans = [(0, pattern.seq_len, 0)] * pattern.batch if pattern.key_span is None else pattern.key_span.tolist()
+    for number, ((first, last, masked), count) in enumerate(zip(spans, pattern.global_count.tolist(), strict=True)):
+        hole = ~pattern.key_mask[number] if pattern.key_mask is not None and masked else None
+        yield Sample(number, first, last, hole, pattern.global_index[number, :count])
 
 
 def blank(states: Tensor, where: Tensor | None) -> Tensor:
