@@ -8,6 +8,7 @@ sentence. No token is lost: the last row is as short as what is left.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -74,7 +75,7 @@ def tokenized(
     """The stream of all texts, from ``folder`` if it is there already, else written there.
 
     It is a memory-mapped file: a corpus may be larger than memory. What a process that died has written is kept, and the rest
-    added.
+    added; of files that changed before all were done, those in front of the first changed one are not read again.
 
     Args:
         tokenizer: cuts texts into tokens; its ``eos_token_id`` separates them. Texts without tokens are left out.
@@ -95,11 +96,7 @@ def tokenized(
     identity = _identity(tokenizer, files, form)
     journal, _ = _read_journal(folder / _JOURNAL)
     if journal and journal[0] != identity:
-        changed = ", ".join(sorted(key for key in identity if journal[0].get(key) != identity[key]))
-        raise ValueError(
-            f"{folder}: holds tokens of other texts ({changed} differ), expected those of this run: remove the folder, or "
-            "take another."
-        )
+        journal = _carried_over(folder, journal, identity)
     state = journal[-1] if len(journal) > 1 else {"file": 0, "document": 0, "tokens": 0}
     if not state.get("complete"):
         state = _add(tokenizer, files, form, folder, dtype, identity, state, advance)
@@ -125,6 +122,35 @@ def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()], len(whole)
+
+
+def holds_tokens(folder: Path) -> bool:
+    """Whether texts have been cut into tokens in ``folder``, be it a part of them."""
+    journal, _ = _read_journal(folder / _JOURNAL)
+    return len(journal) > 1 and journal[-1]["tokens"] > 0
+
+
+def _carried_over(folder: Path, journal: list[dict[str, Any]], identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The journal, on the disk too, of what holds for the present texts: someone has repaired one of them, as we asked.
+
+    Raises:
+        ValueError: the tokens are complete, or follow from another tokenizer or form: they are someone's.
+    """
+    changed = sorted(key for key in identity if journal[0].get(key) != identity[key])
+    if holds_tokens(folder) and (journal[-1].get("complete") or changed != ["files"]):
+        raise ValueError(
+            f"{folder}: holds tokens of other texts ({', '.join(changed)} differ), expected those of this run: remove the "
+            "folder, or take another."
+        )
+    pairs = zip(journal[0]["files"], identity["files"], strict=False)
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)) if changed == ["files"] else 0
+    kept = [identity, *(entry for entry in journal[1:] if entry.get("file", alike) < alike)]
+    draft = folder / f".{_JOURNAL}.new"
+    with draft.open("wb") as file:
+        file.writelines(json.dumps(entry).encode() + b"\n" for entry in kept)
+        _flush(file)
+    draft.replace(folder / _JOURNAL)
+    return kept
 
 
 def _add(

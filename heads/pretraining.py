@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,7 +25,7 @@ from longformer_triton.heads import packing
 from longformer_triton.heads import pretraining_files as files
 from longformer_triton.heads.masked_lm import LongformerForMaskedLM
 from longformer_triton.heads.pretraining_data import HiddenBatch, Hider, TrainingRows, ValidationRows, held_out
-from longformer_triton.heads.pretraining_options import PretrainingOptions
+from longformer_triton.heads.pretraining_options import CHECKPOINTS, TOKENS, VALIDATION_TOKENS, PretrainingOptions
 from longformer_triton.tokenization import LongformerTokenizer
 
 # AdamW as RoBERTa has it (arXiv 1907.11692, appendix).
@@ -130,9 +132,9 @@ def _texts(
         return packing.PackedRows(stream, seq_len, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
     hider = Hider(tokenizer, options.mask_probability, options.seed)
-    rows = packed(options.files, "tokens", "texts")
+    rows = packed(options.files, TOKENS, "texts")
     if options.validation_files:
-        others = packed(options.validation_files, "validation-tokens", "held-out texts")
+        others = packed(options.validation_files, VALIDATION_TOKENS, "held-out texts")
         return TrainingRows(rows, torch.arange(len(rows)), hider), ValidationRows(others, torch.arange(len(others)), hider)
     learned, kept_back = held_out(len(rows), options.validation_share, options.seed)
     return TrainingRows(rows, learned, hider), ValidationRows(rows, kept_back, hider) if len(kept_back) else None
@@ -154,7 +156,7 @@ class _Run:
         self.options, self.accelerator, self.console = options, accelerator, console
         self.model, self.tokenizer = model.train(), tokenizer
         self.rows, self.validation = rows, validation
-        self.checkpoints = options.out / "checkpoints"
+        self.checkpoints = options.out / CHECKPOINTS
         state = model.state_dict()
         self.globals_are_copies = all(torch.equal(state[name], state[local]) for name, local in _copies(state))
         for name, parameter in model.named_parameters():
@@ -186,7 +188,16 @@ class _Run:
         if found is None:
             return 0
         path, step = found
-        self.accelerator.load_state(str(path))
+        from accelerate.utils import load
+
+        try:
+            # Random states that it cannot read load_state passes over, and the curve would be another one.
+            load(path / f"random_states_{self.accelerator.process_index}.pkl")
+            self.accelerator.load_state(str(path))
+        except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"out: {path} cannot be read ({error!r}): remove it, to go on from an older checkpoint or from the start."
+            ) from error
         self.console.print(f"going on from {path}")
         return step
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longformer_triton.heads import packing
+from longformer_triton.heads.pretraining_files import last_checkpoint
 
 PACKAGES = ("accelerate", "matplotlib")
 RUN = "run.json"
@@ -17,6 +18,8 @@ _PRECISIONS = ("no", "fp16", "bf16")
 # What may change from one start of a run to the next: how often it saves and measures, and what changes no more than rounding
 # and the values that dropout takes. Rows a step are compared, however they are divided.
 _FREE = ("out", "save_every", "keep", "evaluate_every", "gradient_checkpointing", "cpu", "batch_size", "accumulation")
+TOKENS, VALIDATION_TOKENS, CHECKPOINTS = "tokens", "validation-tokens", "checkpoints"
+_TEXTS = {TOKENS: ("files", "form"), VALIDATION_TOKENS: ("validation_files", "form")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,7 @@ class PretrainingOptions:
         return json.loads(json.dumps(named, default=str))
 
     def check_same_run(self, processes: int) -> None:
-        """Refuse to go on with a run of other options.
+        """Refuse to go on with a run of other options. Those that nothing has come of yet may change: a first start may fail.
 
         Raises:
             ValueError: which options, and what they were.
@@ -146,7 +149,14 @@ class PretrainingOptions:
         if not path.exists():
             return
         before, now = json.loads(path.read_text(encoding="utf-8")), self.identity(processes)
-        changed = [f"{name} (was {before.get(name)}, is {now[name]})" for name in now if before.get(name) != now[name]]
+        settled = {name for folder, names in _TEXTS.items() if packing.holds_tokens(self.out / folder) for name in names}
+        if last_checkpoint(self.out / CHECKPOINTS) is not None:
+            settled = set(now)
+        changed = [
+            f"{name} (was {before.get(name)}, is {now[name]})"
+            for name in now
+            if name in settled and before.get(name) != now[name]
+        ]
         if changed:
             raise ValueError(
                 f"out: {self.out} holds a run with other options: {'; '.join(changed)}. Repeat them to go on with it, or take "
