@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from longformer_triton.cli_common import Device, device_or_best, fail
+
 _AT_ONCE = 64
 _FORMATS = ("text", "lines", "jsonl")
 
@@ -26,7 +28,6 @@ Format = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON lines.")]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the default is a GPU if there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts that run together.")]
 TooLong = Annotated[
     str | None, typer.Option(help="Texts longer than the model's positions: error, truncate, or for answer and tag split.")
@@ -131,15 +132,10 @@ def run(
     """A command: load, read, answer, write; the exit status is 0, 1 if some inputs were bad, or 2 if nothing could run."""
     from longformer_triton.heads.pipelines import pipeline
 
-    if device is None:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        pipe = pipeline(task, model, dtype=dtype, device=device, batch_size=batch_size, too_long=too_long)
+        pipe = pipeline(task, model, dtype=dtype, device=device_or_best(device), batch_size=batch_size, too_long=too_long)
     except (ValueError, TypeError, NotImplementedError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
 
     def write(item: Item, result: Any) -> None:
         typer.echo(json.dumps({"input": item.where, "result": result}, ensure_ascii=False) if as_json else as_text(result))
@@ -338,8 +334,7 @@ def tokenize(
     try:
         tokenizer = LongformerTokenizer.from_pretrained(model)
     except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
 
     def all_of(texts: list[Any], **options: Any) -> list[Any]:  # noqa: ARG001 - what pipelines take
         wrong = [text for text in texts if not isinstance(text, str)]

@@ -247,3 +247,13 @@ def test_bad_input_is_refused_in_words(tmp_path, monkeypatch, arguments, message
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sweep", "core", "model", "longest"])
+def test_a_device_that_is_not_here_is_refused_in_words(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for device, message in (("foo", "device: got 'foo', expected a torch.device"), ("xpu:9", "expected one that is here")):
+        result = CliRunner().invoke(app, ["bench", command, "--device", device])
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
