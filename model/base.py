@@ -28,7 +28,9 @@ class LongformerPreTrainedModel(nn.Module):
     """Base of the encoder and of the heads, under the names that transformers uses.
 
     Args:
-        config: the configuration, kept by reference: a later change of ``config.attention_window`` takes effect.
+        config: the configuration, kept by reference. A later change of ``attention_window``, of what a forward pass returns,
+            of special tokens but padding, ``chunk_size_feed_forward``, ``absorb_global_projections`` or ``max_globals`` takes
+            effect; one of a field that modules take over, such as a dropout probability, is refused at the next forward pass.
 
     Raises:
         TypeError, ValueError: ``config`` is no LongformerConfig, or does not fit.

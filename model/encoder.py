@@ -51,10 +51,10 @@ class LongformerLayer(nn.Module):
 
     def __init__(self, config: LongformerConfig, layer_id: int = 0) -> None:
         super().__init__()
+        self.config = config
         self.attention = LongformerAttention(config, layer_id)
         self.intermediate = LongformerIntermediate(config)
         self.output = LongformerOutput(config)
-        self.chunk_size = config.chunk_size_feed_forward
 
     def forward(
         self,
@@ -68,10 +68,11 @@ class LongformerLayer(nn.Module):
         All three side by side, since reentrant checkpointing differentiates through what it finds at the top alone.
         """
         attended, maps = self.attention(hidden_states, pattern, head_mask, output_attentions)
-        if self.chunk_size == 0:
+        chunk_size = self.config.chunk_size_feed_forward
+        if chunk_size == 0:
             states = self._feed_forward(attended)
         else:
-            states = torch.cat([self._feed_forward(chunk) for chunk in attended.split(self.chunk_size, 1)], 1)
+            states = torch.cat([self._feed_forward(chunk) for chunk in attended.split(chunk_size, 1)], 1)
         return states, *(maps or (None, None))
 
     def _feed_forward(self, attended: Tensor) -> Tensor:
@@ -115,6 +116,12 @@ class LongformerEncoder(nn.Module):
             head_mask: (num_hidden_layers, num_attention_heads) or None.
             output_attentions, output_hidden_states: what to return besides the last hidden states.
         """
+        told, found = self.config.num_hidden_layers, len(self.layer)
+        if told != found:
+            raise ValueError(
+                f"config.num_hidden_layers: got {told}, expected {found}, the layers there are: set it, and "
+                "config.attention_window, when layers are taken away or added."
+            )
         windows = self.config.windows()
         patterns = {window: pattern.with_window(window // 2) for window in windows}
         states = [hidden_states] if output_hidden_states else []

@@ -23,6 +23,12 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 READABLE_TYPES = ("longformer", "roberta", "xlm-roberta", "camembert")
 # Fields that transformers does not have, and their defaults: written only where they differ.
 OWN_FIELDS = {"absorb_global_projections": "auto", "max_globals": None}
+# Fields that modules take over when they are built. Not among them: sizes that a user changes together with a module, such as
+# num_labels with a new classifier, and num_hidden_layers, which is compared with the layers there are.
+BUILT_IN = (
+    "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size", "pad_token_id", "hidden_act",
+    "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
+)  # fmt: skip
 
 # Keys that transformers or AllenAI write into every file and that have no meaning for an encoder: kept without a word.
 # fmt: off
@@ -139,6 +145,22 @@ def windows(value: Any, num_layers: int) -> list[int]:
             "(AllenAI's configurations count one side: twice that is meant here.)"
         )
     return list(value)
+
+
+def built_in(config: LongformerConfig) -> dict[str, Any]:
+    """The fields that modules take over when they are built."""
+    return {name: getattr(config, name) for name in BUILT_IN}
+
+
+def check_unchanged(config: LongformerConfig, before: Mapping[str, Any]) -> None:
+    """Refuse a configuration that no longer says what the model is: ``before`` is its :func:`built_in` when it was built."""
+    for name, value in before.items():
+        now = getattr(config, name)
+        if now != value:
+            raise ValueError(
+                f"config.{name}: got {now!r} in a model that was built with {value!r}, which its modules keep: build a model "
+                f"with the new value, as from_pretrained(..., {name}={now!r}) does, or set the old one again."
+            )
 
 
 def check(config: LongformerConfig) -> None:
