@@ -60,6 +60,21 @@ def is_worth_onednn(device_type: str, dtype: torch.dtype, tokens: int, weight_nu
     )
 
 
+def has_sums_apart(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether oneDNN adds products up in a float32 tensor of the result's size.
+
+    So it does with bfloat16 on processors that have AVX-512 without its instructions for bfloat16.
+    """
+    return (
+        device_type == "cpu"
+        and dtype == torch.bfloat16
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and not torch.cpu._is_avx512_bf16_supported()
+    )
+
+
 def _is_exact() -> bool:
     """Whether products were not allowed less than float32: then PyTorch's own linear layers do what was asked for."""
     of_convolutions = torch.backends.mkldnn.conv.fp32_precision  # type: ignore[attr-defined]

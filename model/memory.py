@@ -15,8 +15,9 @@ import torch
 from longformer_triton.model import memory_steps, memory_terms
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.files import size_in_bytes
+from longformer_triton.model.memory_place import Place
 from longformer_triton.model.memory_steps import Moment
-from longformer_triton.model.memory_terms import Place, Terms
+from longformer_triton.model.memory_terms import Terms
 
 __all__ = ["MemoryEstimate", "estimate_memory", "longest_text"]
 

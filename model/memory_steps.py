@@ -103,7 +103,7 @@ def training(model: Model, *, checkpointing: bool, keeps_gradients: bool) -> Ite
 
     # A tied table gets one gradient from the head and one from here, which are then added: into a third, where PyTorch's linear
     # layer left the first one transposed.
-    is_transposed = not first.packed(first.batch * first.seq_len, model.vocab_size * first.hidden)
+    is_transposed = not first.place.packed(first.batch * first.seq_len, model.vocab_size * first.hidden)
     extra = (2 if model.is_tied and is_transposed else 1 if kept or model.is_tied else 0) * table
     states = Terms({"gradients of states": first.states(first.hidden)})
     yield Moment(BACKWARD, "embeddings", parts.total * item + extra, Terms(), states)
@@ -115,8 +115,9 @@ def _decoder_backward(model: Model, saved: Terms, gradients: int) -> Moment:
     tokens, numbers = last.batch * last.seq_len, model.vocab_size * last.hidden
     states = Terms({"last hidden state": last.states(last.hidden), "states of the head": last.states(3 * last.hidden)})
     workspace = Terms({"gradients of scores of words": last.states(model.vocab_size)})
+    workspace["sums of products"] = last.place.product_sums(numbers)
     if tokens >= MANY_TOKENS:
-        workspace["weights in another order"] = 2 * last.packed(tokens, numbers)
+        workspace["weights in another order"] = 2 * last.place.packed(tokens, numbers)
     return Moment(BACKWARD, "head", gradients, saved + states, workspace)
 
 

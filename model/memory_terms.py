@@ -13,11 +13,8 @@ import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import torch
-
-from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.model.dense import is_worth_onednn
 from longformer_triton.model.feed_forward import stretch_tokens
+from longformer_triton.model.memory_place import Place
 
 if TYPE_CHECKING:
     from longformer_triton.model.config import LongformerConfig
@@ -52,29 +49,6 @@ _MASK_ITEM = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """What a kind of device and a dtype decide."""
-
-    device: str  # "cpu" or "cuda"
-    dtype: torch.dtype
-
-    @property
-    def item(self) -> int:
-        """Bytes of a number."""
-        return self.dtype.itemsize
-
-    @property
-    def sum_item(self) -> int:
-        """Bytes of a number of softmax, and of a sum."""
-        return accumulation_dtype(self.dtype).itemsize
-
-    @property
-    def is_widened(self) -> bool:
-        """Whether sums are made in a wider type than the model's."""
-        return self.sum_item > self.item
-
-
-@dataclasses.dataclass(frozen=True)
 class Layer:
     """The sizes of one layer and of its input."""
 
@@ -101,10 +75,6 @@ class Layer:
     def states(self, channels: int, item: int | None = None) -> int:
         """Bytes of (batch, seq_len, channels)."""
         return self.batch * self.seq_len * channels * (self.place.item if item is None else item)
-
-    def packed(self, tokens: int, weight: int) -> int:
-        """Bytes of a weight of so many numbers in oneDNN's own order, which it is copied to for a product (model/dense.py)."""
-        return weight * self.place.item * is_worth_onednn(self.place.device, self.place.dtype, tokens, weight)
 
     def sample(self, channels: int) -> int:
         """Bytes of (seq_len, channels) in the type of sums: the PyTorch backend takes samples one by one."""
@@ -273,10 +243,14 @@ def saved_by_layer(layer: Layer) -> Terms:
 def feed_forward_workspace(layer: Layer, direction: str, *, is_kept: bool) -> Terms:
     """While a feed-forward part runs; ``is_kept`` says whether what goes into the activation is counted as saved."""
     a_stretch, weight = layer.stretch * layer.intermediate * layer.place.item, layer.intermediate * layer.hidden
-    packed = layer.packed(layer.stretch, weight)
+    packed = layer.place.packed(layer.stretch, weight)
     if direction == "forward":
         terms = Terms({"output of feed-forward": layer.states(layer.hidden), "weights in another order": packed})
         terms["stretches of feed-forward"] = (1 if is_kept else 2) * a_stretch
+        # While the first product is made, neither what the activation gives nor the second product is there yet.
+        later = a_stretch + layer.stretch * layer.hidden * layer.place.item
+        widening = layer.place.product_sums(layer.stretch * layer.intermediate) - later
+        terms["sums of products"] = max(0, widening, layer.place.product_sums(layer.stretch * layer.hidden))
         return terms
     # What the stretch before left is there until this one has it, too.
     others = layer.batch * layer.seq_len - layer.stretch
@@ -285,6 +259,7 @@ def feed_forward_workspace(layer: Layer, direction: str, *, is_kept: bool) -> Te
     gradients = layer.states(layer.hidden) * (3 if layer.hidden_dropout else 2)
     terms = Terms({"gradients of states": gradients, "stretches of feed-forward": max(2 * a_stretch, a_stretch + 2 * rest)})
     terms["weights in another order"] = 2 * packed
+    terms["sums of products"] = layer.place.product_sums(max(layer.stretch * layer.intermediate, weight))
     if layer.place.is_widened:
         # The gradient of one, and from the second stretch on the sums of both
         terms["sums of feed-forward weights"] = weight * ((2 * layer.place.sum_item if others else 0) + layer.place.item)
@@ -392,9 +367,13 @@ def head_states(architecture: str, layer: Layer, vocab_size: int, *, training: b
     if architecture != "LongformerForMaskedLM":
         return states, Terms(), Terms({"gradients of states": layer.states(layer.hidden)})
     words = layer.states(vocab_size)
-    packed = layer.packed(layer.batch * layer.seq_len, vocab_size * layer.hidden)
+    packed = layer.place.packed(layer.batch * layer.seq_len, vocab_size * layer.hidden)
     forward = Terms({"scores of words": words, "weights in another order": packed})
+    sums = layer.place.product_sums(layer.batch * layer.seq_len * vocab_size)
     if not training:
-        return states, forward + Terms({"states of the head": layer.states(layer.hidden)}), Terms()
+        forward += Terms({"states of the head": layer.states(layer.hidden), "sums of products": sums})
+        return states, forward, Terms()
+    # The log-probabilities come after the product.
+    forward["sums of products"] = max(0, sums - words)
     saved = states + Terms({"states of the head": layer.states(3 * layer.hidden), "log-probabilities of words": words})
     return saved, forward, Terms({"gradients of scores of words": 2 * words})
