@@ -30,7 +30,7 @@ from longformer_triton.bench.assembly import MIX, clean_loop, kinds
 from longformer_triton.bench.kernel_checks import float32_products
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
-from longformer_triton.kernels.triton_impl.launch import backward_launches, forward_launches
+from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
 from longformer_triton.kernels.triton_impl.problem import Given, Launch
 from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
 
@@ -124,10 +124,11 @@ def launches_of(
     grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
     given = Given(states(seq_len), None, out, lse)
     with float32_products(tf32=variant.tf32):
-        return [
-            *forward_launches(window, rows, pattern, 0.125, dropout, out, lse, target),
-            *backward_launches(given, window, rows, pattern, 0.125, dropout, [True] * 6, grads, target),
-        ]
+        steps = itertools.chain(
+            forward_steps(window, rows, pattern, 0.125, dropout, out, lse, target),
+            backward_steps(given, window, rows, pattern, 0.125, dropout, [True] * 6, grads, target),
+        )
+        return [step for step in steps if isinstance(step, Launch)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,19 @@ def as_device(value: Any) -> torch.device:
         raise ValueError(f"device: got {value!r}, expected a torch.device or its name, such as cpu, cuda or cuda:1.") from None
 
 
+def is_at(wanted: torch.device, place: torch.device) -> bool:
+    """Whether ``place`` is the device that was asked for, whose number may have been left open."""
+    return wanted.type == place.type and (wanted.index is None or wanted.type == "cpu" or wanted.index == place.index)
+
+
+def usable(device: torch.device) -> None:
+    """Refuse a device on which PyTorch cannot make tensors."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"device: got {str(device)!r}, expected one that is here: {error}") from error
+
+
 def mask(name: str, value: Any) -> None:
     """Refuse anything but a (batch, seq_len) tensor of bool, integers or floats."""
     if not isinstance(value, Tensor):
@@ -98,7 +111,9 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     batch, seq_len = shape if shape is not None else next(iter(given.values())).shape
     wanted = None if device is None else as_device(device)
     place = next(iter(given.values())).device if given else wanted or torch.device("cpu")
-    if wanted is not None and wanted.type != place.type:
+    if not given and not torch.compiler.is_compiling():
+        usable(place)
+    if wanted is not None and not is_at(wanted, place):
         raise ValueError(f"device: got {str(device)!r} and masks on {place}, expected one place: move the masks.")
     for name, value in given.items():
         if value.shape[0] != batch or value.shape[1] != seq_len:
@@ -183,8 +198,9 @@ def attention_inputs(query: Any, key: Any, value: Any) -> None:
     key_heads = key.shape[1]
     same_shape("key", key, (batch, key_heads, seq_len, head_dim), "query's batch, seq_len and head_dim")
     same_shape("value", value, (batch, key_heads, seq_len, head_dim), "the shape of key")
-    if seq_len < 1 or head_dim < 1 or heads < 1 or key_heads < 1:
-        raise ValueError(f"query: got shape {tuple(query.shape)}, expected at least one head, one token and one channel.")
+    for name, tensor in (("query", query), ("key", key)):
+        if any(size < 1 for size in tensor.shape[1:]):
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected at least one head, one token and one channel.")
     if heads % key_heads != 0:
         raise ValueError(
             f"key: got {key_heads} heads for {heads} query heads, expected a divisor of {heads}: in grouped-query "

@@ -23,8 +23,8 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
         (out, lse) of the union, in the dtypes of the parts. Rows that no part saw a key in are 0 and -inf.
 
     Raises:
-        TypeError: parts is not a sequence of pairs of tensors.
-        ValueError: parts is empty, or shapes differ.
+        TypeError: parts is not a sequence of pairs of tensors, or their dtypes are no floats or differ.
+        ValueError: parts is empty, or shapes or devices differ.
     """
     _check(parts)
     stacked = torch.stack([lse for _, lse in parts])
@@ -58,5 +58,9 @@ def _check(parts: Sequence[tuple[Tensor, Tensor]]) -> None:
                 f"parts[{number}]: got out {tuple(part_out.shape)} and lse {tuple(part_lse.shape)}, "
                 f"expected {tuple(out.shape)} and {tuple(out.shape[:-1])} like the first."
             )
-        if part_out.dtype != out.dtype or part_lse.dtype != lse.dtype or part_out.device != out.device:
-            raise ValueError(f"parts[{number}]: dtype or device differ from the first part's: cast or move it.")
+        for name, got, first in (("out", part_out, out), ("lse", part_lse, lse)):
+            if not got.is_floating_point() or got.dtype != first.dtype:
+                wanted = f"{first.dtype} like the first" if first.is_floating_point() else "a float type"
+                raise TypeError(f"parts[{number}]: got {name} of dtype {got.dtype}, expected {wanted}: cast it.")
+            if got.device != out.device:
+                raise ValueError(f"parts[{number}]: got {name} on {got.device}, expected {out.device} like the first: move it.")

@@ -55,19 +55,18 @@ def backend_module(name: str, window: States | None, pattern: AttentionPattern, 
     Raises:
         NotImplementedError: the kernels were asked for BOTH_WAYS, and have no configuration for one of them.
     """
-    reason = None
-    if window is not None and name in (AUTOMATIC, BOTH_WAYS):
-        problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
-        reason = problem.why_not_served(window, pattern, dropout=dropout)
-    if name == AUTOMATIC:
+    if name in (AUTOMATIC, BOTH_WAYS):
+        reason = None
+        if window is not None:
+            problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
+            reason = problem.why_not_served(window, pattern, dropout=dropout)
+        if reason is not None and name == BOTH_WAYS:
+            tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
+            raise tuning.MissingConfiguration(reason)
         name = "triton" if reason is None else "torch"
         if reason is not None and reason not in _told:
             _told.add(reason)
             _log.info("PyTorch backend in use on %s: %s", pattern.device, reason)
-    elif reason is not None:
-        raise NotImplementedError(reason)
-    elif name == BOTH_WAYS:
-        name = "triton"
     return importlib.import_module(_BACKEND_MODULES[name])
 
 

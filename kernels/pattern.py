@@ -178,13 +178,23 @@ class AttentionPattern:
         return self.global_index.device
 
     def with_window(self, window: int | tuple[int, int]) -> AttentionPattern:
-        """The same masks and global tokens with another window; nothing is computed again."""
+        """The same masks and global tokens with another window; nothing is computed again.
+
+        Raises:
+            TypeError, ValueError: ``window`` does not fit.
+        """
         return dataclasses.replace(self, window=checks.window(window))
 
     def to(self, device: torch.device | str) -> AttentionPattern:
-        """The same pattern with its tensors on ``device``; this one where they are there."""
-        if checks.as_device(device) == self.device:
+        """The same pattern with its tensors on ``device``; this one where they are there.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        place = checks.as_device(device)
+        if checks.is_at(place, self.device) and (place.index is not None or place.type == "cpu"):
             return self
+        checks.usable(place)
         tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
@@ -196,6 +206,9 @@ class AttentionPattern:
 
         Returns:
             (batch, ..., G, features); entries past a sample's own count are zero.
+
+        Raises:
+            TypeError, ValueError: ``states`` is no tensor, or not of the pattern's batch and seq_len.
         """
         checks.gatherable("states", states, self.batch, self.seq_len)
         between = (1,) * (states.dim() - 3)
@@ -208,16 +221,21 @@ class AttentionPattern:
 
         Quadratic in memory: for tests, pictures and explanations. Rows of padded queries are all False.
         """
-        position = torch.arange(self.seq_len, device=self.device)
+        return self._visible_among(self.seq_len)
+
+    def _visible_among(self, tokens: int) -> Tensor:
+        """The upper left corner of :meth:`to_dense`, (batch, heads or 1, tokens, tokens): the first ``tokens`` tokens."""
+        position = torch.arange(tokens, device=self.device)
         query, key = position[:, None], position[None, :]
         left, right = self.window
         visible = torch.stack([in_band(query, key, left, right, d) for d in self.dilations])[None]
         if self.global_mask is not None:
-            visible = visible | self.global_mask[:, None, None, :]
+            visible = visible | self.global_mask[:, None, None, :tokens]
         if self.is_causal:
             visible = visible & (key <= query)
         if self.key_mask is not None:
-            visible = visible & self.key_mask[:, None, None, :] & self.key_mask[:, None, :, None]
+            real = self.key_mask[:, None, :tokens]
+            visible = visible & real[:, :, None, :] & real[:, :, :, None]
         return visible.expand(self.batch, -1, -1, -1)
 
     def visible_keys(self) -> Tensor:
@@ -247,7 +265,7 @@ class AttentionPattern:
         shown = min(self.seq_len, _PICTURE_TOKENS)
         if self.batch == 0:
             return '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
-        visible = self.to_dense()[0, 0, :shown, :shown].tolist()
+        visible = self._visible_among(shown)[0, 0].tolist()
         is_global = [False] * shown if self.global_mask is None else self.global_mask[0, :shown].tolist()
         cells = [
             f'<rect x="{column}" y="{row}" width="1" height="1" fill="{"#D55E00" if is_global[column] else "#0072B2"}"/>'

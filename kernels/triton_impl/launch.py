@@ -1,12 +1,14 @@
 """The host side of the Triton backend: allocations, grids and launches; no autograd, and no value is read back.
 
-Each direction is first a list of launches, then run in order. The same lists, compiled instead of run, are what
-``bench inspect`` and the ahead-of-time tests look at, so what they see is what runs. Of windows that leave out nothing, PyTorch
-may compute the forward instead (:mod:`fused_dense`); the list then holds the global rows alone.
+Each direction is first a list of steps, launches of kernels and what PyTorch does between them, then run in order. The launches
+of the same lists, compiled instead of run, are what ``bench inspect`` and the ahead-of-time tests look at, so what they see is
+what runs. Of windows that leave out nothing, PyTorch may compute the forward instead (:mod:`fused_dense`); the list then holds
+the global rows alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,18 +29,18 @@ from longformer_triton.kernels.triton_impl.backward_global import (
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.problem import Given, Launch, Problem, States, tensor_arguments
+from longformer_triton.kernels.triton_impl.problem import Given, HostStep, Launch, Problem, States, Step, tensor_arguments
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
 
-__all__ = ["attention_backward", "attention_forward", "backward_launches", "forward_launches", "rows_backward", "rows_forward"]
+__all__ = ["attention_backward", "attention_forward", "backward_steps", "forward_steps", "rows_backward", "rows_forward"]
 
 
-def _run(launches: Iterator[Launch], place: Tensor) -> None:
-    """Run launches in order on the device that holds ``place``, current or not."""
+def _run(steps: Iterator[Step], place: Tensor) -> None:
+    """Run steps in order on the device that holds ``place``, current or not; tensors of one may be freed before the next."""
     with torch.cuda.device_of(place):
-        for launch in launches:
-            launch.run()
+        for step in steps:
+            step.run()
 
 
 def attention_forward(
@@ -54,11 +56,11 @@ def attention_forward(
         out, lse = dense
     if query.numel():
         target, need_window = target_of(query.device), dense is None
-        _run(forward_launches(window, rows, pattern, scale, dropout, out, lse, target, need_window=need_window), query)
+        _run(forward_steps(window, rows, pattern, scale, dropout, out, lse, target, need_window=need_window), query)
     return out, lse
 
 
-def forward_launches(
+def forward_steps(
     window: States,
     rows: States | None,
     pattern: AttentionPattern,
@@ -69,8 +71,8 @@ def forward_launches(
     target: Target,
     *,
     need_window: bool = True,
-) -> Iterator[Launch]:
-    """The launches that fill ``out`` and ``lse``; global rows alone where these hold the window's results already."""
+) -> Iterator[Step]:
+    """What fills ``out`` and ``lse``; global rows alone where these hold the window's results already."""
     problem = Problem(window, pattern, scale, dropout, target)
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
     if need_window:
@@ -80,10 +82,10 @@ def forward_launches(
             yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
     if rows is not None and problem.num_globals:
         problem = problem.of_rows(rows)
-        yield from _rows_forward_launches(problem, results)
+        yield from _rows_forward_steps(problem, results)
 
 
-def _rows_forward_launches(problem: Problem, results: dict[str, Any]) -> Iterator[Launch]:
+def _rows_forward_steps(problem: Problem, results: dict[str, Any]) -> Iterator[Step]:
     config = problem.config("rows_forward")
     blocks = problem.global_blocks(problem.heads)
     splits = problem.splits(blocks, config.block_n)
@@ -115,10 +117,10 @@ def attention_backward(
     if window[0].numel() == 0:
         return
     given = Given(grad_out, grad_lse, out, lse)
-    _run(backward_launches(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
+    _run(backward_steps(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
 
 
-def backward_launches(
+def backward_steps(
     given: Given,
     window: States,
     rows: States | None,
@@ -128,26 +130,26 @@ def backward_launches(
     needs: list[bool],
     grads: list[Tensor],
     target: Target,
-) -> Iterator[Launch]:
-    """The launches that fill ``grads`` where needed."""
+) -> Iterator[Step]:
+    """What fills ``grads`` where needed."""
     problem = Problem(window, pattern, scale, dropout, target)
     if any(needs[:3]):
-        yield from _window_backward_launches(problem, given, rows is not None, needs[:3], grads[:3])
+        yield from _window_backward_steps(problem, given, rows is not None, needs[:3], grads[:3])
     if rows is None or not any(needs[3:]):
         return
     if problem.num_globals:
-        yield from _rows_backward_launches(problem.of_rows(rows), given, needs[3:], grads[3:])
+        yield from _rows_backward_steps(problem.of_rows(rows), given, needs[3:], grads[3:])
     else:
-        for grad in grads[3:]:
-            grad.zero_()
+        yield from (HostStep(grad.zero_) for grad in grads[3:])
 
 
-def _window_backward_launches(
+def _window_backward_steps(
     problem: Problem, given: Given, with_rows: bool, needs: list[bool], grads: list[Tensor]
-) -> Iterator[Launch]:
-    """The launches that fill the gradients of query, key and value."""
-    available = dict(problem.arguments)
-    yield from given.prepared(problem, available, without_globals=with_rows)
+) -> Iterator[Step]:
+    """What fills the gradients of query, key and value."""
+    launch, prepared = given.prepare(problem, without_globals=with_rows)
+    yield launch
+    available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
         config, tiles = problem.config_and_tiles("backward_query", "block_n", problem.key_value)
@@ -157,7 +159,7 @@ def _window_backward_launches(
         for run in problem.runs():
             yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
     if need_key or need_value:
-        yield from _key_value_launches(problem, available, need_key, need_value, grads)
+        yield from _key_value_steps(problem, available, need_key, need_value, grads)
 
 
 def _grad_key_value_arguments(
@@ -174,16 +176,17 @@ def _grad_key_value_arguments(
     }
 
 
-def _key_value_launches(
+def _key_value_steps(
     problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
-) -> Iterator[Launch]:
-    available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
-    needed = [name for name in ("grad_key", "grad_value") if available[f"NEED_{name.removeprefix('grad_').upper()}"]]
+) -> Iterator[Step]:
+    """What fills the gradients of key and value; heads that share keys have sums of their own first."""
+    available = {**available, **_grad_key_value_arguments(problem, available, need_key, need_value, grads)}
+    needed = [name for name, is_needed in (("key", need_key), ("value", need_value)) if is_needed]
     sums = dict(available)
     if problem.group > 1:
         shape = (problem.batch, problem.heads, problem.seq_len, problem.head_dim)
         for name in needed:
-            sums.update(tensor_arguments(name, problem.query.new_empty(shape, dtype=problem.accumulate)))
+            sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.accumulate)))
     rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
     numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
     config, tiles = problem.config_and_tiles("backward_key_value", "block_m", rows, numbers)
@@ -191,16 +194,20 @@ def _key_value_launches(
         yield Launch.of(window_grad_key_value, problem.tiles(run, config.block_n), config, {**sums, **run, **tiles})
     if problem.group > 1:
         for name in needed:
-            available[f"{name}_ptr"].copy_(sums[f"{name}_ptr"].unflatten(1, (-1, problem.group)).sum(2))
+            yield HostStep(functools.partial(_sum_groups, sums[f"grad_{name}_ptr"], available[f"grad_{name}_ptr"]))
     if problem.num_globals:
-        yield from _columns_launches(problem, available)
+        yield from _columns_steps(problem, available, needed)
 
 
-def _columns_launches(problem: Problem, available: dict[str, Any]) -> Iterator[Launch]:
+def _sum_groups(of_heads: Tensor, of_key_heads: Tensor) -> None:
+    """Add the gradients (batch, heads, ...) of heads that share keys, into (batch, key_heads, ...)."""
+    of_key_heads.copy_(of_heads.unflatten(1, (of_key_heads.shape[1], -1)).sum(2))
+
+
+def _columns_steps(problem: Problem, available: dict[str, Any], needed: list[str]) -> Iterator[Step]:
     """Add what queries whose windows do not hold them give to global keys."""
     config = problem.config("columns")
     splits = problem.splits(problem.global_blocks(problem.heads), config.block_m)
-    needed = [name for name in ("key", "value") if available[f"NEED_{name.upper()}"]]
     partials = {f"partial_{name}_ptr": available["global_count_ptr"] for name in ("key", "value")}
     partials.update({f"partial_{name}_ptr": problem.partials(problem.heads, splits, problem.head_dim) for name in needed})
     available = {**available, **partials, "splits": splits}
@@ -221,10 +228,11 @@ def _reduce_launch(
     return Launch.of(reduce_partials, problem.global_blocks(heads), problem.config("reduce"), {**problem.arguments, **own})
 
 
-def _rows_backward_launches(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Launch]:
-    """The launches that fill the gradients of query_global, key_global and value_global."""
-    available = dict(problem.arguments)
-    yield from given.prepared(problem, available, of_globals=True)
+def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Step]:
+    """What fills the gradients of query_global, key_global and value_global."""
+    launch, prepared = given.prepare(problem, of_globals=True)
+    yield launch
+    available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
         config = problem.config("rows_backward_query")

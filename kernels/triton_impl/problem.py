@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,6 +49,16 @@ class Launch:
         self.kernel[(self.programs,)](**self.arguments, **self.config.options())
 
 
+@dataclasses.dataclass(frozen=True)
+class HostStep:
+    """What PyTorch does between two launches."""
+
+    run: Callable[[], object]
+
+
+Step = Launch | HostStep
+
+
 def fits_descriptor(states: Tensor) -> bool:
     """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
     size = states.element_size()
@@ -59,6 +69,13 @@ def fits_descriptor(states: Tensor) -> bool:
         and all(stride > 0 and stride * size % 16 == 0 for stride in strides)
         and states.shape[-1] * size >= 16
     )
+
+
+def _fitting_copy(states: Tensor) -> Tensor:
+    """A copy that the copy engine can address: rows begin at multiples of 16 bytes, whatever their length."""
+    aligned = 16 // states.element_size()
+    width = triton.cdiv(states.shape[-1], aligned) * aligned
+    return states.new_empty((*states.shape[:-1], width))[..., : states.shape[-1]].copy_(states)
 
 
 def _descriptor(states: Tensor, block: list[int]) -> TensorDescriptor:
@@ -237,36 +254,39 @@ class Given:
     out: Tensor
     lse: Tensor
 
-    def prepared(
-        self, problem: Problem, available: dict[str, Any], *, of_globals: bool = False, without_globals: bool = False
-    ) -> Iterator[Launch]:
-        """delta and normaliser of each token, or of the global tokens alone, or without them; they are then available."""
+    def prepare(
+        self, problem: Problem, *, of_globals: bool = False, without_globals: bool = False
+    ) -> tuple[Launch, dict[str, Any]]:
+        """The launch that makes delta and normaliser, and the arguments that the launches after it need of it.
+
+        They are of all tokens, of the global tokens alone, or of all others.
+        """
         # Rows begin at multiples of 16 bytes, as the copy engine wants them.
         row_stride = problem.num_globals if of_globals else triton.cdiv(problem.seq_len, 4) * 4
         shape = (problem.batch, problem.heads, row_stride)
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
-        # The gradient of a sum does not fit. A copy keeps the backward pass on the copy engine, like the forward pass.
-        misfit = problem.target.descriptors and not fits_descriptor(grad_out)
+        # The gradient of a sum does not fit, nor does a piece of a larger one that begins anywhere. A copy that does keeps the
+        # backward pass on the copy engine, like the forward pass.
+        by_descriptors = not of_globals and uses_descriptors(problem.target, problem.pattern, [problem.query])
         # Kernels multiply a channel's number by its stride in 32 bits.
-        if misfit or grad_out.stride(-1) * problem.head_dim >= 2**31:
-            grad_out = grad_out.contiguous()
-        available.update(
-            {
-                **tensor_arguments("grad_out", grad_out),
-                **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
-                **tensor_arguments("out", self.out),
-                "lse_ptr": self.lse,
-                "row_stride": row_stride,
-                "delta_ptr": self.lse.new_empty(shape),
-                "normaliser_ptr": self.lse.new_empty(shape),
-            }
-        )
+        if (by_descriptors and not fits_descriptor(grad_out)) or grad_out.stride(-1) * problem.head_dim >= 2**31:
+            grad_out = _fitting_copy(grad_out)
+        arguments = {
+            **tensor_arguments("grad_out", grad_out),
+            "row_stride": row_stride,
+            "delta_ptr": self.lse.new_empty(shape),
+            "normaliser_ptr": self.lse.new_empty(shape),
+        }
         config = problem.config("prepare")
         own = {
+            **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
+            **tensor_arguments("out", self.out),
+            "lse_ptr": self.lse,
             "HAS_GRAD_LSE": self.grad_lse is not None,
             "HAS_GLOBAL_ROWS": without_globals and problem.pattern.global_mask is not None,
             "GATHER": of_globals,
         }
         programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)
-        yield Launch.of(prepare_rows, programs, config, {**available, **own})
+        launch = Launch.of(prepare_rows, programs, config, {**problem.arguments, **arguments, **own})
+        return launch, arguments

@@ -61,6 +61,16 @@ WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 _IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
+class MissingConfiguration(NotImplementedError):  # noqa: N818 - named for what is missing
+    """The kernels were asked for a problem that the table has no line for; ``reason`` says for which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"backend: got 'triton', but {reason}: use backend='torch', or find one with `longformer-triton bench tune`."
+        )
+        self.reason = reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How one kernel is launched."""
@@ -75,6 +85,10 @@ class Config:
         """What the launch takes besides the kernel's own arguments."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+
+
+# Kernels that move a few numbers for each row: one configuration serves everywhere.
+FIXED = {name: Config(64, 64) for name in ("prepare", "rows_combine", "reduce")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,12 +178,13 @@ class Target:
         """The configuration of a kernel; with ``checks`` it serves problems without them too, where these have no line.
 
         Raises:
-            NotImplementedError: the table has no line for the problem; the message says for which.
+            MissingConfiguration: the table has no line for the problem; the message says for which.
         """
         if kernel in self.trial:
             return self.trial[kernel]
-        if kernel not in KERNELS:
-            return Config(64, 64)
+        if kernel in FIXED:
+            return FIXED[kernel]
+        assert kernel in KERNELS, kernel
         if self.architecture == INTERPRETER:
             # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
             return Config(16, 64 if dropout else 16)
@@ -190,10 +205,9 @@ class Target:
         )
         if row is None:
             with_dropout = " with dropout" if dropout else ""
-            raise NotImplementedError(
-                f"backend: got 'triton' for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, "
-                f"where no configuration of the {kernel} kernel is known to fit: use backend='torch', "
-                "or find one with `longformer-triton bench tune`."
+            raise MissingConfiguration(
+                f"for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, no configuration of the "
+                f"{kernel} kernel is known to fit"
             )
         pipelined_by_pointers = not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
@@ -214,13 +228,13 @@ class Target:
     def missing(
         self, head_dim: int, precision: str, *, dropout: bool, padding: bool, has_globals: bool, descriptors: bool
     ) -> str | None:
-        """None when all kernels of a problem have a configuration; else what :meth:`config` says of the first without one."""
+        """None when all kernels of a problem have a configuration; else the reason that the first without one gives."""
         checks = padding or has_globals
         try:
             for kernel in KERNELS if has_globals else WINDOW_KERNELS:
                 self.config(kernel, head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors)
-        except NotImplementedError as refusal:
-            return str(refusal)
+        except MissingConfiguration as refusal:
+            return refusal.reason
         return None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, accumulation_dtype
+from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
@@ -29,7 +29,7 @@ class _Chunk(NamedTuple):
     """Some global rows of every sample, in the accumulation type; dead rows hold zeros."""
 
     columns: slice  # of global_index
-    alive: Tensor  # (batch, 1, rows, 1) bool: rows that count and see a key
+    alive: Tensor  # (batch, 1, rows, 1) bool: whether a row is below its sample's count
     query: Tensor  # (batch, heads, rows, channels)
     lse: Tensor  # (batch, heads, rows)
     probability: Tensor  # (batch, heads, rows, seq_len)
@@ -39,14 +39,14 @@ class _Chunk(NamedTuple):
 def _product(rows: Tensor, columns: Tensor) -> Tensor:
     """(batch, heads, rows, n) from (batch, heads, rows, m) and (batch, key_heads, m, n): a group's rows share one product."""
     group = rows.shape[1] // columns.shape[1]
-    together = rows.unflatten(1, (-1, group)).flatten(2, 3) @ columns
+    together = product(rows.unflatten(1, (-1, group)).flatten(2, 3), columns)
     return together.unflatten(2, (group, -1)).flatten(1, 2)
 
 
 def _summed_product(rows: Tensor, columns: Tensor, key_heads: int) -> Tensor:
     """(batch, key_heads, m, n), summed over the rows of a group, from (batch, heads, rows, m) and (batch, heads, rows, n)."""
     left, right = (states.unflatten(1, (key_heads, -1)).flatten(2, 3) for states in (rows, columns))
-    return left.transpose(-1, -2) @ right
+    return product(left.transpose(-1, -2), right)
 
 
 def _keys_and_values(inputs: States, pattern: AttentionPattern) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from triton.runtime.jit import JITFunction
 from longformer_triton.bench.compiled import standing_in
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
-from longformer_triton.kernels.triton_impl.launch import backward_launches, forward_launches
+from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
 from longformer_triton.kernels.triton_impl.problem import Given
 from longformer_triton.kernels.triton_impl.tuning import KERNELS, Config, Target
 
@@ -61,9 +61,9 @@ def launches(seq_len: int, window: tuple[int, int], num_globals: int, dropout_p:
     dropout = Dropout(torch.tensor(1), round(256 * dropout_p)) if dropout_p else None
     out, lse = states(seq_len), torch.zeros(1, heads, seq_len)
     grads = [torch.zeros_like(tensor) for tensor in (*inputs, *rows)]
-    yield from forward_launches(inputs, rows, pattern, 0.125, dropout, out, lse, target)
+    yield from forward_steps(inputs, rows, pattern, 0.125, dropout, out, lse, target)
     given = Given(states(seq_len), None, out, lse)
-    yield from backward_launches(given, inputs, rows, pattern, 0.125, dropout, [True] * 6, grads, target)
+    yield from backward_steps(given, inputs, rows, pattern, 0.125, dropout, [True] * 6, grads, target)
 
 
 @pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from attention_cases import Case
 
-from longformer_triton.kernels import absorbed_global_attention
+from longformer_triton.kernels import absorbed_global_attention, blockwise
+from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.triton_impl import wide_rows
 
 CASES = {
@@ -43,3 +44,26 @@ def test_against_the_reference(case, chunk, monkeypatch):
     for got, expected in zip(*results, strict=True):
         assert not got.isnan().any()
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("module", [wide_rows, blockwise], ids=["triton", "torch"])
+def test_autocast_lowers_no_product(module):
+    """Operators run with autocast on around them; sums, lse and what dropout keeps stay float32."""
+    case = Case(batch=2, padding="holes", globals_="some")
+    pattern, generator, dropout = case.pattern(), case.generator(3), Dropout(torch.tensor(5), 26)
+    count = pattern.global_index.shape[1]
+    sizes = ((4, count), (2, case.seq_len), (2, case.seq_len))
+    states = [torch.randn(2, heads, tokens, 8, generator=generator) for heads, tokens in sizes]
+
+    def everything():
+        results = module.rows_forward(tuple(states), pattern, 0.5, dropout)
+        grads = [torch.empty_like(tensor) for tensor in states]
+        given = tuple(torch.ones_like(result) for result in results)
+        module.rows_backward(given, results, tuple(states), pattern, 0.5, dropout, [True] * 3, grads)
+        return *results, *grads
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = everything()
+    for got, expected in zip(lowered, plain, strict=True):
+        assert torch.equal(got, expected)

@@ -18,8 +18,9 @@ from attention_cases import (
 from hypothesis import given, settings
 
 from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
-from longformer_triton.kernels.triton_impl.problem import Given, Problem
-from longformer_triton.kernels.triton_impl.tuning import target_of
+from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
+from longformer_triton.kernels.triton_impl.problem import Given, Problem, uses_descriptors
+from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 
 TOLERANCE = 1e-12
 BY = pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
@@ -249,9 +250,45 @@ def test_a_gradient_whose_channels_lie_far_apart_is_copied():
     for stride, copied in ((2**26, False), (2**28, True)):
         grad_out = torch.empty_strided(states.shape, (20, 20, 1, stride), device="meta")
         problem = Problem((states, states, states), pattern, 0.25, None, target)
-        available = dict(problem.arguments)
-        list(Given(grad_out, None, states, states[..., 0].contiguous()).prepared(problem, available))
-        assert available["grad_out_stride_d"] == (1 if copied else stride)
+        _, arguments = Given(grad_out, None, states, states[..., 0].contiguous()).prepare(problem)
+        assert arguments["grad_out_stride_d"] == (1 if copied else stride)
+
+
+@pytest.mark.parametrize("head_dim", [64, 250])
+@pytest.mark.parametrize("begins", [0, 1, 8], ids=lambda begins: f"from_{begins}")
+def test_backward_stays_on_the_copy_engine(head_dim, begins):
+    """A gradient that is a piece of a larger one, as torch.cat hands them out, or whose rows are of an odd length."""
+    states = torch.randn(1, 2, 20, 256, dtype=torch.float16)[..., :head_dim]
+    pattern, target = AttentionPattern.from_masks(shape=(1, 20), window=4), Target("sm_90", descriptors=True)
+    problem = Problem((states, states, states), pattern, 0.25, None, target)
+    pieces = torch.randn(begins + states.numel(), dtype=torch.float16)
+    grad_out = pieces[begins:].view(states.shape)
+    _, arguments = Given(grad_out, None, states.contiguous(), states[..., 0].contiguous()).prepare(problem)
+    got = arguments["grad_out_ptr"]
+    assert uses_descriptors(target, pattern, [got])
+    assert torch.equal(got, grad_out)
+    assert (got is grad_out) == (head_dim == 64 and begins % 8 == 0), "what fits is not copied"
+
+
+def test_steps_are_a_list_that_runs_when_it_is_complete():
+    """Nothing happens on the host while it is made, not the sums of heads that share keys either."""
+    case = Case(seq_len=37, heads=4, key_heads=2, globals_="some", padding="holes")
+    pattern, generator = case.pattern(), case.generator(1)
+    query, key, value = (torch.randn(case.batch, heads, 37, case.head_dim, generator=generator) for heads in (4, 2, 2))
+    window, out, lse = (query, key, value), torch.empty_like(query), query.new_empty(query.shape[:3])
+    target = target_of(query.device)
+    for step in list(forward_steps(window, None, pattern, 0.5, None, out, lse, target)):
+        step.run()
+    grads = [torch.full_like(tensor, torch.nan) for tensor in window]
+    steps = list(backward_steps(Given(out, None, out, lse), window, None, pattern, 0.5, None, [True] * 3, grads, target))
+    assert all(grad.isnan().all() for grad in grads)
+    for step in steps:
+        step.run()
+    leaves = [tensor.clone().requires_grad_() for tensor in window]
+    expected = sliding_window_attention(*leaves, pattern=pattern, scale=0.5, backend="reference")
+    expected.backward(out)
+    for got, leaf in zip(grads, leaves, strict=True):
+        torch.testing.assert_close(got, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-20, -1e-20, 1e8])

@@ -44,6 +44,7 @@ REFUSALS = {
         r"^key: got 3 heads for 4 query heads, expected a divisor of 4",
     ),
     "no_tokens": (window_call, dict.fromkeys(("query", "key", "value"), states(2, 4, 0, 3)), ValueError, r"at least one head"),
+    "no_key_heads": (window_call, dict.fromkeys(("key", "value"), states(2, 0, 6, 3)), ValueError, r"^key: got .*at least one"),
     "no_heads": (window_call, dict.fromkeys(("query", "key", "value"), states(2, 0, 6, 3)), ValueError, r"at least one head"),
     "no_channels": (window_call, dict.fromkeys(("query", "key", "value"), states(2, 4, 6, 0)), ValueError, r"one channel"),
     # window, dilation, scale

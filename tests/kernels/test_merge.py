@@ -97,8 +97,11 @@ REFUSALS = {
         r"^parts\[1\]: got out \(1, 2, 2, 4\).*like the first",
     ),
     "lse_with_channels": ([(OUT, OUT)], ValueError, r"^parts\[0\]: got .*lse \(1, 2, 3, 4\), expected .*\(1, 2, 3\)"),
-    "other_dtype": ([(OUT, LSE), (OUT.half(), LSE)], ValueError, r"^parts\[1\]: dtype.*cast"),
-    "other_device": ([(OUT, LSE), (OUT.to("meta"), LSE.to("meta"))], ValueError, r"^parts\[1\]: .*device"),
+    "integers": ([(OUT.long(), LSE)], TypeError, r"^parts\[0\]: got out of dtype torch.int64, expected a float type: cast"),
+    "other_dtype": ([(OUT, LSE), (OUT.half(), LSE)], TypeError, r"^parts\[1\]: got out of dtype torch.float16, .*cast"),
+    "other_lse_dtype": ([(OUT, LSE), (OUT, LSE.half())], TypeError, r"^parts\[1\]: got lse of dtype torch.float16"),
+    "other_device": ([(OUT, LSE), (OUT.to("meta"), LSE)], ValueError, r"^parts\[1\]: got out on meta, expected cpu .*move"),
+    "lse_elsewhere": ([(OUT, LSE.to("meta"))], ValueError, r"^parts\[0\]: got lse on meta, expected cpu"),
 }
 
 

@@ -327,3 +327,35 @@ def test_a_mask_that_marks_nothing_is_as_good_as_none():
     kept = AttentionPattern.from_masks(None, torch.zeros(1, 4), window=1, max_globals=2)
     assert kept.global_mask is not None
     assert kept.global_index.tolist() == [[-1, -1]]
+
+
+def test_the_picture_of_a_long_text_costs_what_it_shows():
+    """Notebooks draw by themselves whatever stands last in a cell."""
+    pattern = AttentionPattern.from_masks(torch.ones(1, 300_000), window=8)
+    assert "tokens 0 to 63 of 300000" in pattern._repr_svg_()
+
+
+def test_a_pattern_that_is_there_already_is_not_moved():
+    pattern = AttentionPattern.from_masks(shape=(1, 6), window=2)
+    assert pattern.to("cpu") is pattern
+    assert pattern.to("cpu:0") is pattern
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_here_is_named():
+    for make in (
+        lambda: AttentionPattern.from_masks(shape=(1, 6), window=2, device="cuda"),
+        lambda: AttentionPattern.from_masks(shape=(1, 6), window=2).to("cuda:1"),
+    ):
+        with pytest.raises(ValueError, match=r"^device: got 'cuda.*, expected one that is here"):
+            make()
+
+
+def test_masks_on_another_device_of_the_kind_are_refused():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        mask = torch.ones(1, 6, device="cuda:0")
+        assert AttentionPattern.from_masks(mask, window=2, device="cuda", max_globals=0).device == torch.device("cuda:0")
+        with pytest.raises(ValueError, match=r"^device: got 'cuda:1' and masks on cuda:0"):
+            AttentionPattern.from_masks(mask, window=2, device="cuda:1")
