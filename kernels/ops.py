@@ -62,7 +62,7 @@ def backend_module(name: str, window: States | None, pattern: AttentionPattern, 
             reason = problem.why_not_served(window, pattern, dropout=dropout)
         if reason is not None and name == BOTH_WAYS:
             tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
-            raise tuning.MissingConfiguration(reason)
+            raise tuning.NotServedError(reason)
         name = "triton" if reason is None else "torch"
         if reason is not None and reason not in _told:
             _told.add(reason)

@@ -14,16 +14,22 @@ import triton.language as tl
 
 from longformer_triton.kernels.triton_impl.backward_key_value import add_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import add_grad_query
-from longformer_triton.kernels.triton_impl.global_rows import split_of
 from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
-    in_window,
+    Dropout,
+    Rows,
+    at_head,
     keep_pairs,
     keep_tile,
+    load_global_keys,
     load_rows,
     real_steps,
+    sees_outside,
+    signed,
+    split_of,
+    split_program,
     store_rows,
     takes_part,
     text_span,
@@ -50,32 +56,25 @@ def columns_grad_key_value(
 
     One program owns BLOCK_G global keys, one query head among those that share one dilation, and one split.
     """
-    blocks = tl.cdiv(num_globals, BLOCK_G)
-    program = tl.program_id(0)
-    split = program % splits
-    block = (program // splits) % blocks
-    head = first_head + (program // splits // blocks) % run_heads
-    batch = program // splits // blocks // run_heads
-    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    query_ptr += batch_64 * query_stride_b + head_64 * query_stride_h
-    grad_out_ptr += batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h
-    row = (batch_64 * heads + head_64) * row_stride
+    batch, head, first_slot, split = split_program(first_head, run_heads, num_globals, splits, BLOCK_G)
+    key_head = head // group
+    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    grad_outs = Rows(
+        at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
+    )
+    row = (batch.to(tl.int64) * heads + head) * row_stride
+    dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
     count = tl.load(global_count_ptr + batch)
-    slot = block * BLOCK_G + tl.arange(0, BLOCK_G)
-    real = slot < count
-    key_token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=real, other=0).to(tl.int32)
-    key = load_rows(
-        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, real, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
-    value = load_rows(
-        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, key_token, value_stride_n, real, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
+    slot = first_slot + tl.arange(0, BLOCK_G)
+    global_index_ptr += batch.to(tl.int64) * num_globals
+    # key_token, real [BLOCK_G]; key, value [BLOCK_G, BLOCK_D]
+    key_token, key, value, real = load_global_keys(keys, values, global_index_ptr, slot, count, HEAD_DIM, BLOCK_D)
     first, last, _ = text_span(span_ptr, batch, seq_len, HAS_MASK)
     begin, end = split_of(split, splits, first, last, BLOCK_M)
-    end = end if block * BLOCK_G < count else begin  # a block past the count has nothing to do
+    end = end if first_slot < count else begin  # a block past the count has nothing to do
 
     grad_key = tl.zeros([BLOCK_G, BLOCK_D], ACC)
     grad_value = tl.zeros([BLOCK_G, BLOCK_D], ACC)
@@ -85,25 +84,23 @@ def columns_grad_key_value(
         normaliser = tl.load(normaliser_ptr + row + token, mask=inside, other=NOWHERE)
         delta = tl.load(delta_ptr + row + token, mask=inside, other=0.0)
         alive = takes_part(normaliser)
-        query = load_rows(query_ptr, token, query_stride_n, alive, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_M, BLOCK_D]
-        grad_out = load_rows(grad_out_ptr, token, grad_out_stride_n, alive, grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE)
-        if FLIP_QUERY:
-            query = (query * query_sign).to(query.dtype)
+        # [BLOCK_M, BLOCK_D] each
+        query = signed(load_rows(queries, token, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)
+        grad_out = load_rows(grad_outs, token, alive, HEAD_DIM, BLOCK_D)
         # [BLOCK_G, BLOCK_M]
-        visible = real[:, None] & (in_window(token[None, :], key_token[:, None], left, right, dilation) == 0) & alive[None, :]
-        if IS_CAUSAL:
-            visible = visible & (key_token[:, None] <= token[None, :])
-        keep = keep_pairs(seed_ptr, threshold, token[None, :], key_token[:, None], batch * heads + head, DROPOUT)
+        visible = sees_outside(token[None, :], key_token[:, None], real[:, None], left, right, dilation, IS_CAUSAL)
+        keep = keep_pairs(dropout, token[None, :], key_token[:, None], DROPOUT)
         grad_key, grad_value = add_grad_key_value(
-            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
-            True, NEED_KEY, NEED_VALUE, DROPOUT, False, True, PRECISION,
+            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible & alive[None, :], keep, scale_log2,
+            MASKED=True, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=False, HOLD_KEPT=True,
+            PRECISION=PRECISION,
         )  # fmt: skip
-    target = ((batch_64 * heads + head_64) * splits + split) * num_globals * HEAD_DIM
+    target = ((batch.to(tl.int64) * heads + head) * splits + split) * num_globals * HEAD_DIM
     written = slot < num_globals
     if NEED_KEY:
-        store_rows(partial_key_ptr + target, slot, HEAD_DIM, grad_key * key_scale, written, HEAD_DIM, BLOCK_D)
+        store_rows(Rows(partial_key_ptr + target, HEAD_DIM), slot, grad_key * key_scale, written, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
-        store_rows(partial_value_ptr + target, slot, HEAD_DIM, grad_value * value_scale, written, HEAD_DIM, BLOCK_D)
+        store_rows(Rows(partial_value_ptr + target, HEAD_DIM), slot, grad_value * value_scale, written, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
@@ -119,51 +116,46 @@ def rows_grad_query(
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """partial (batch, heads, splits, num_globals, HEAD_DIM): dq of BLOCK_G global rows of one head, from one split of keys."""
-    blocks = tl.cdiv(num_globals, BLOCK_G)
-    program = tl.program_id(0)
-    split = program % splits
-    block = (program // splits) % blocks
-    head = (program // splits // blocks) % heads
-    batch = program // splits // blocks // heads
-    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
-    value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    key_flags_ptr += batch_64 * seq_len
-    row = (batch_64 * heads + head_64) * num_globals
+    batch, head, first_slot, split = split_program(0, heads, num_globals, splits, BLOCK_G)
+    key_head = head // group
+    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    grad_outs = Rows(
+        at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
+    )
+    key_flags_ptr += batch.to(tl.int64) * seq_len
+    row = (batch.to(tl.int64) * heads + head) * num_globals
+    dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
     count = tl.load(global_count_ptr + batch)
-    slot = block * BLOCK_G + tl.arange(0, BLOCK_G)
+    slot = first_slot + tl.arange(0, BLOCK_G)
     normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
     delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
     alive = takes_part(normaliser)
-    token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
-    query = load_rows(
-        query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
-    if FLIP_QUERY:
-        query = (query * query_sign).to(query.dtype)
-    grad_out = load_rows(
-        grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, alive,
-        grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
+    token = tl.load(global_index_ptr + batch.to(tl.int64) * num_globals + slot, mask=alive, other=0).to(tl.int32)
+    # [BLOCK_G, BLOCK_D] each
+    query = signed(load_rows(queries, slot, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)
+    grad_out = load_rows(grad_outs, token, alive, HEAD_DIM, BLOCK_D)
     first, last, _ = text_span(span_ptr, batch, seq_len, HAS_MASK)
     begin, end = split_of(split, splits, first, last, BLOCK_N)
-    end = end if block * BLOCK_G < count else begin  # a block past the count has nothing to do
+    end = end if first_slot < count else begin  # a block past the count has nothing to do
 
     grad_query = tl.zeros([BLOCK_G, BLOCK_D], ACC)
     for key_start in tl.range(begin, end, BLOCK_N):
         key_token = key_start + tl.arange(0, BLOCK_N)
         real = real_steps(key_token, first, end, key_token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
-        key = load_rows(key_ptr, key_token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
-        value = load_rows(value_ptr, key_token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_N, BLOCK_D]
-        keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
+        # [BLOCK_N, BLOCK_D] each
+        key = load_rows(keys, key_token, real, HEAD_DIM, BLOCK_D)
+        value = load_rows(values, key_token, real, HEAD_DIM, BLOCK_D)
+        keep = keep_tile(dropout, token, key_start, 0, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
             grad_query, query, grad_out, normaliser, delta, key, value, real[None, :], keep, scale_log2,
-            True, DROPOUT, PRECISION,
+            MASKED=True, DROPOUT=DROPOUT, PRECISION=PRECISION,
         )  # fmt: skip
-    target = ((batch_64 * heads + head_64) * splits + split) * num_globals * HEAD_DIM
-    store_rows(partial_ptr + target, slot, HEAD_DIM, grad_query * grad_scale, slot < num_globals, HEAD_DIM, BLOCK_D)
+    target = ((batch.to(tl.int64) * heads + head) * splits + split) * num_globals * HEAD_DIM
+    partials = Rows(partial_ptr + target, HEAD_DIM)
+    store_rows(partials, slot, grad_query * grad_scale, slot < num_globals, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "threshold"])
@@ -186,61 +178,57 @@ def rows_grad_key_value(
     program = tl.program_id(0)
     key_head = (program // blocks) % key_heads
     batch = program // blocks // key_heads
-    batch_64, key_head_64 = batch.to(tl.int64), key_head.to(tl.int64)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    global_index_ptr += batch.to(tl.int64) * num_globals
     key_start = (program % blocks) * BLOCK_N
     key_token = key_start + tl.arange(0, BLOCK_N)
     in_text = key_token < seq_len
     # Masked keys take part: what they bring, NaN too, stays in their own rows, and these are put to zero in the end.
-    key = load_rows(
-        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, key_token, key_stride_n, in_text, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
-    value = load_rows(
-        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, key_token, value_stride_n, in_text, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
-    # Rows of scores are keys, of which four warps have their own. The widest heads need eight, and turn the other way what
-    # dropout has laid out by queries.
+    # [BLOCK_N, BLOCK_D] each
+    key = load_rows(keys, key_token, in_text, HEAD_DIM, BLOCK_D)
+    value = load_rows(values, key_token, in_text, HEAD_DIM, BLOCK_D)
+    # Tiles of scores have keys as rows, so that each of four warps owns some. The widest heads need eight warps: there tiles
+    # have queries as rows, as dropout has laid out its bytes, and are turned on their way into a product.
     QUERY_ROWS: tl.constexpr = DROPOUT and BLOCK_D > 128
     count = tl.load(global_count_ptr + batch).to(tl.int32)
     grad_key = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     for member in tl.range(0, group):
         head = key_head * group + member
-        head_64 = key_head_64 * group + member
-        row = (batch_64 * heads + head_64) * num_globals
+        queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+        grad_outs = Rows(
+            at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
+        )
+        row = (batch.to(tl.int64) * heads + head) * num_globals
+        dropout = Dropout(seed_ptr, threshold, batch * heads + head)
         for start in tl.range(0, count, BLOCK_G):
             slot = start + tl.arange(0, BLOCK_G)
             normaliser = tl.load(normaliser_ptr + row + slot, mask=slot < count, other=NOWHERE)
             delta = tl.load(delta_ptr + row + slot, mask=slot < count, other=0.0)
             alive = takes_part(normaliser)
-            token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
-            query = load_rows(
-                query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, slot, query_stride_n, alive, 1,
-                HEAD_DIM, BLOCK_D, EDGE,
-            )  # fmt: skip
-            if FLIP_QUERY:
-                query = (query * query_sign).to(query.dtype)
-            grad_out = load_rows(
-                grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, alive,
-                grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
-            )  # fmt: skip
-            keep = keep_tile(seed_ptr, threshold, token, key_start, batch * heads + head, 0, BLOCK_N, DROPOUT)
+            token = tl.load(global_index_ptr + slot, mask=alive, other=0).to(tl.int32)
+            # [BLOCK_G, BLOCK_D] each
+            query = signed(load_rows(queries, slot, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)
+            grad_out = load_rows(grad_outs, token, alive, HEAD_DIM, BLOCK_D)
+            keep = keep_tile(dropout, token, key_start, 0, BLOCK_N, DROPOUT)
             keep = tl.trans(keep) if DROPOUT and not QUERY_ROWS else keep
             visible = alive[:, None] if QUERY_ROWS else alive[None, :]
             grad_key, grad_value = add_grad_key_value(
-                grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep,
-                scale_log2, True, NEED_KEY, NEED_VALUE, DROPOUT, QUERY_ROWS, True, PRECISION,
+                grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
+                MASKED=True, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=QUERY_ROWS, HOLD_KEPT=True,
+                PRECISION=PRECISION,
             )  # fmt: skip
-    real = real_steps(key_token, 0, seq_len, key_token, key_flags_ptr + batch_64 * seq_len, HOLES if HAS_MASK else EDGE)
+    key_flags_ptr += batch.to(tl.int64) * seq_len
+    real = real_steps(key_token, 0, seq_len, key_token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
     if NEED_KEY:
-        grad_key = tl.where(real[:, None], grad_key * key_scale, 0.0)
-        grad_key_ptr += batch_64 * grad_key_stride_b + key_head_64 * grad_key_stride_h
-        store_rows(grad_key_ptr, key_token, grad_key_stride_n, grad_key, in_text, HEAD_DIM, BLOCK_D)
+        grad_keys = Rows(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, key_head), grad_key_stride_n)
+        store_rows(grad_keys, key_token, tl.where(real[:, None], grad_key * key_scale, 0.0), in_text, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
-        grad_value = tl.where(real[:, None], grad_value * value_scale, 0.0)
-        grad_value_ptr += batch_64 * grad_value_stride_b + key_head_64 * grad_value_stride_h
-        store_rows(grad_value_ptr, key_token, grad_value_stride_n, grad_value, in_text, HEAD_DIM, BLOCK_D)
+        grad_values = Rows(
+            at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, key_head), grad_value_stride_n
+        )
+        store_rows(grad_values, key_token, tl.where(real[:, None], grad_value * value_scale, 0.0), in_text, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["heads", "num_globals", "parts"])
@@ -253,21 +241,17 @@ def reduce_partials(
 
     With SCATTER the sums are added to the target's rows at the global tokens; without, they are its rows, zero past a count.
     """
-    blocks = tl.cdiv(num_globals, BLOCK_G)
-    program = tl.program_id(0)
-    head = (program // blocks) % heads
-    batch = program // blocks // heads
-    batch_64, head_64 = batch.to(tl.int64), head.to(tl.int64)
-    slot = (program % blocks) * BLOCK_G + tl.arange(0, BLOCK_G)
+    batch, head, first_slot, _ = split_program(0, heads, num_globals, 1, BLOCK_G)
+    slot = first_slot + tl.arange(0, BLOCK_G)
     alive = slot < tl.load(global_count_ptr + batch)
     acc = tl.zeros([BLOCK_G, BLOCK_D], ACC)
     for part in tl.range(0, parts):
-        rows_ptr = partial_ptr + ((batch_64 * heads + head_64) * parts + part) * num_globals * HEAD_DIM
-        acc += load_rows(rows_ptr, slot, HEAD_DIM, alive, 1, HEAD_DIM, BLOCK_D, EDGE)
-    target_ptr += batch_64 * target_stride_b + head_64 * target_stride_h
+        target = ((batch.to(tl.int64) * heads + head) * parts + part) * num_globals * HEAD_DIM
+        acc += load_rows(Rows(partial_ptr + target, HEAD_DIM), slot, alive, HEAD_DIM, BLOCK_D)
+    targets = Rows(at_head(target_ptr, target_stride_b, target_stride_h, batch, head), target_stride_n)
     if SCATTER:
-        token = tl.load(global_index_ptr + batch_64 * num_globals + slot, mask=alive, other=0).to(tl.int32)
-        acc += load_rows(target_ptr, token, target_stride_n, alive, 1, HEAD_DIM, BLOCK_D, EDGE).to(ACC)
-        store_rows(target_ptr, token, target_stride_n, acc, alive, HEAD_DIM, BLOCK_D)
+        token = tl.load(global_index_ptr + batch.to(tl.int64) * num_globals + slot, mask=alive, other=0).to(tl.int32)
+        acc += load_rows(targets, token, alive, HEAD_DIM, BLOCK_D).to(ACC)
+        store_rows(targets, token, acc, alive, HEAD_DIM, BLOCK_D)
     else:
-        store_rows(target_ptr, slot, target_stride_n, acc, slot < num_globals, HEAD_DIM, BLOCK_D)
+        store_rows(targets, slot, acc, slot < num_globals, HEAD_DIM, BLOCK_D)

@@ -15,19 +15,22 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    Dropout,
+    Rows,
+    at_head,
     drop,
     keep_tile,
     load_row_numbers,
     load_rows,
     load_tile,
     real_steps,
-    steps_before,
+    signed,
     store_rows,
-    strand_of,
     takes_part,
-    text_span,
+    text_strand,
     tile_phases,
     visible_pairs,
+    window_program,
 )
 
 
@@ -72,10 +75,8 @@ def add_grad_key_value(
 
 @triton.jit
 def _window_grad_key_value(
-    grad_key, grad_value, key, value, key_step, key_start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
-    query_ptr, grad_out_ptr, normaliser_ptr, delta_ptr, seed_ptr,
-    query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end, first, last, left,
-    right, residue, dilation, stream, threshold, scale_log2, query_sign,
+    grad_key, grad_value, key, value, key_step, key_start, queries, grad_outs, normaliser_ptr, delta_ptr, normaliser_tiles,
+    delta_tiles, row, begin, tile_begin, tile_end, left, right, strand, dropout, scale_log2, query_sign,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
     FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
     HOLD_KEPT: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -84,8 +85,8 @@ def _window_grad_key_value(
     for tile in tl.range(tile_begin, tile_end):
         query_start = begin + tile * BLOCK_M
         step = query_start + tl.arange(0, BLOCK_M)
-        token = residue + step * dilation
-        real = (step >= first) & (step < last)
+        token = strand.residue + step * strand.dilation
+        real = (step >= strand.first) & (step < strand.last)
         # [BLOCK_M] each
         if DESCRIPTORS:
             normaliser = normaliser_tiles.load([row + query_start])
@@ -93,30 +94,23 @@ def _window_grad_key_value(
         else:
             normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
-        # Masked queries may hold NaN: they are not loaded, or put to zero.
+        # Masked queries may hold NaN: they are not loaded, or put to zero. [BLOCK_M, BLOCK_D] each
         alive = real & (takes_part(normaliser)) if CHECK == HOLES else real
-        # [BLOCK_M, BLOCK_D] each
-        query = load_tile(
-            query_tiles, query_ptr, batch, head, query_start, token, query_stride_n, alive, 1,
-            HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
-        grad_out = load_tile(
-            grad_out_tiles, grad_out_ptr, batch, head, query_start, token, grad_out_stride_n, alive, grad_out_stride_d,
-            HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
-        if FLIP_QUERY:
-            query = (query * query_sign).to(query.dtype)
+        query = load_tile(queries, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+        grad_out = load_tile(grad_outs, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+        query = signed(query, query_sign, FLIP_QUERY)
         # Dropout's bytes are laid out for scores with query rows; without it, transposed scores feed both products as they are.
-        keep = keep_tile(seed_ptr, threshold, token, key_start, stream, residue, BLOCK_N, DROPOUT)
+        keep = keep_tile(dropout, token, key_start, strand.residue, BLOCK_N, DROPOUT)
         if DROPOUT:
-            low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
+            low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
             visible = visible_pairs(low, high, key_start, real, BLOCK_N, EDGE) & real[:, None]  # [BLOCK_M, BLOCK_N]
         else:
-            low, high = tl.maximum(key_step - right, first), tl.minimum(key_step + left, last - 1)
+            low, high = tl.maximum(key_step - right, strand.first), tl.minimum(key_step + left, strand.last - 1)
             visible = visible_pairs(low, high, query_start, real, BLOCK_M, EDGE)  # [BLOCK_N, BLOCK_M]
         grad_key, grad_value = add_grad_key_value(
             grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
-            CHECK != CLEAN, NEED_KEY, NEED_VALUE, DROPOUT, DROPOUT, HOLD_KEPT, PRECISION,
+            MASKED=CHECK != CLEAN, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=DROPOUT,
+            HOLD_KEPT=HOLD_KEPT, PRECISION=PRECISION,
         )  # fmt: skip
     return grad_key, grad_value
 
@@ -142,54 +136,46 @@ def window_grad_key_value(
     Strides are in elements. With DESCRIPTORS, which needs a dilation of 1, the four tiles describe whole tensors in tiles of
     BLOCK_M rows.
     """
-    tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_N) * dilation
-    program = tl.program_id(0)
-    head = first_head + (program // tiles) % run_heads
-    batch = program // tiles // run_heads
-    residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_N)
-    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    key_flags_ptr += batch_64 * seq_len
+    batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_N)
+    key_head = head // group
+    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n, 1, query_tiles, batch, head)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    grad_outs = Rows(
+        at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d,
+        grad_out_tiles, batch, head,
+    )  # fmt: skip
+    key_flags_ptr += batch.to(tl.int64) * seq_len
+    # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
+    row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch.to(tl.int64) * heads + head) * row_stride
+    dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
-    first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
-    first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
+    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
     step = start + tl.arange(0, BLOCK_N)
     token = residue + step * dilation
     # Masked keys are real here: what they bring, NaN too, stays in their own rows, and these are put to zero in the end.
-    real = real_steps(step, first, last, token, key_flags_ptr, EDGE)
-    key = load_rows(
-        key_ptr + batch_64 * key_stride_b + key_head_64 * key_stride_h, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
-    )  # [BLOCK_N, BLOCK_D]
-    value = load_rows(
-        value_ptr + batch_64 * value_stride_b + key_head_64 * value_stride_h, token, value_stride_n, real, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
+    real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, EDGE)
+    # [BLOCK_N, BLOCK_D] each
+    key = load_rows(keys, token, real, HEAD_DIM, BLOCK_D)
+    value = load_rows(values, token, real, HEAD_DIM, BLOCK_D)
     grad_key = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     grad_value = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     # Keys meet the queries right steps before to left steps after themselves. The copy engine takes row numbers by 16 bytes.
     ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
-    begin, full_begin, full_end, end = tile_phases(start, BLOCK_N, BLOCK_M, right, left, first, last, has_holes, ALIGN)
-    # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
-    row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch_64 * heads + head_64) * row_stride
-    for phase in tl.static_range(3):
-        # In this order: the left edge, the tiles that are seen in full, the right edge.
-        tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
-        tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
+    UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
+    begin, bounds = tile_phases(start, BLOCK_N, BLOCK_M, right, left, strand.first, strand.last, has_holes, ALIGN)
+    for phase in tl.static_range(3):  # queries that see some of the keys, all, and some again
         grad_key, grad_value = _window_grad_key_value(
-            grad_key, grad_value, key, value, step, start, query_tiles, grad_out_tiles, normaliser_tiles, delta_tiles,
-            query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h,
-            grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, normaliser_ptr, delta_ptr, seed_ptr,
-            query_stride_n, grad_out_stride_n, grad_out_stride_d, batch, head, row, begin, tile_begin, tile_end,
-            first, last, left, right, residue, dilation, batch * heads + head, threshold, scale_log2, query_sign,
+            grad_key, grad_value, key, value, step, start, queries, grad_outs, normaliser_ptr, delta_ptr, normaliser_tiles,
+            delta_tiles, row, begin, bounds[phase], bounds[phase + 1], left, right, strand, dropout, scale_log2, query_sign,
             HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, HOLD_KEPT, PRECISION,
-            CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE, DESCRIPTORS,
+            CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
         )  # fmt: skip
     in_strand = token < seq_len
-    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
+    real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)
     if NEED_KEY:
-        grad_key = tl.where(real[:, None], grad_key * key_scale, 0.0)
-        grad_key_ptr += batch_64 * grad_key_stride_b + head_64 * grad_key_stride_h
-        store_rows(grad_key_ptr, token, grad_key_stride_n, grad_key, in_strand, HEAD_DIM, BLOCK_D)
+        grad_keys = Rows(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, head), grad_key_stride_n)
+        store_rows(grad_keys, token, tl.where(real[:, None], grad_key * key_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
-        grad_value = tl.where(real[:, None], grad_value * value_scale, 0.0)
-        grad_value_ptr += batch_64 * grad_value_stride_b + head_64 * grad_value_stride_h
-        store_rows(grad_value_ptr, token, grad_value_stride_n, grad_value, in_strand, HEAD_DIM, BLOCK_D)
+        grad_values = Rows(at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, head), grad_value_stride_n)
+        store_rows(grad_values, token, tl.where(real[:, None], grad_value * value_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)

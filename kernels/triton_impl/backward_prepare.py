@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longformer_triton.kernels.triton_impl.primitives import EDGE, LOG2E, NOWHERE, load_rows
+from longformer_triton.kernels.triton_impl.primitives import LOG2E, NOWHERE, Rows, at_head, load_rows
 
 
 @triton.jit(do_not_specialize=[
@@ -27,42 +27,41 @@ def prepare_rows(
     grad_lse_stride_n, out_stride_b, out_stride_h, out_stride_n,
     heads, seq_len, row_stride, keep_share,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
-    HAS_GLOBAL_ROWS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
+    SKIP_GLOBALS: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """delta and normaliser, (batch, heads, row_stride), of BLOCK_M rows of one head.
 
-    The rows are the tokens themselves, without global ones if HAS_GLOBAL_ROWS, or with GATHER the global tokens. Rows past
+    The rows are the tokens themselves, without global ones if SKIP_GLOBALS, or with GATHER the global tokens. Rows past
     their number take no part.
     """
     blocks = tl.cdiv(row_stride, BLOCK_M)
     program = tl.program_id(0)
     head = (program // blocks) % heads
     batch = program // blocks // heads
-    batch_64, head_64 = batch.to(tl.int64), head.to(tl.int64)
+    outs = Rows(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
+    grad_outs = Rows(
+        at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
+    )
     row = (program % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     if GATHER:
         real = row < tl.load(global_count_ptr + batch)
-        token = tl.load(global_index_ptr + batch_64 * row_stride + row, mask=real, other=0).to(tl.int32)
+        token = tl.load(global_index_ptr + batch.to(tl.int64) * row_stride + row, mask=real, other=0).to(tl.int32)
     else:
         real = row < seq_len
         token = row
-        if HAS_GLOBAL_ROWS:
-            real = real & (tl.load(global_mask_ptr + batch_64 * seq_len + token, mask=real, other=1) == 0)
-    lse = tl.load(lse_ptr + (batch_64 * heads + head_64) * seq_len + token, mask=real, other=float("-inf"))
+        if SKIP_GLOBALS:
+            real = real & (tl.load(global_mask_ptr + batch.to(tl.int64) * seq_len + token, mask=real, other=1) == 0)
+    lse_ptr += (batch.to(tl.int64) * heads + head) * seq_len
+    lse = tl.load(lse_ptr + token, mask=real, other=float("-inf"))
     real = real & (lse != float("-inf"))
 
     # [BLOCK_M, BLOCK_D] each
-    out = load_rows(
-        out_ptr + batch_64 * out_stride_b + head_64 * out_stride_h, token, out_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE
-    )
-    grad_out = load_rows(
-        grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, real,
-        grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
+    out = load_rows(outs, token, real, HEAD_DIM, BLOCK_D)
+    grad_out = load_rows(grad_outs, token, real, HEAD_DIM, BLOCK_D)
     delta = tl.sum(out.to(ACC) * grad_out.to(ACC), 1)
     if HAS_GRAD_LSE:
-        grad_lse_ptr += batch_64 * grad_lse_stride_b + head_64 * grad_lse_stride_h
+        grad_lse_ptr = at_head(grad_lse_ptr, grad_lse_stride_b, grad_lse_stride_h, batch, head)
         delta -= tl.load(grad_lse_ptr + token.to(tl.int64) * grad_lse_stride_n, mask=real, other=0.0)
-    target = (batch_64 * heads + head_64) * row_stride + row
+    target = (batch.to(tl.int64) * heads + head) * row_stride + row
     tl.store(delta_ptr + target, delta * keep_share, mask=row < row_stride)
     tl.store(normaliser_ptr + target, tl.where(real, lse * LOG2E, NOWHERE), mask=row < row_stride)

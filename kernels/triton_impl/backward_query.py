@@ -14,19 +14,22 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
-    in_window,
+    Dropout,
+    Rows,
+    at_head,
     keep_pairs,
     keep_tile,
+    load_global_keys,
+    load_keys_and_values,
     load_rows,
-    load_tile,
-    real_steps,
-    steps_before,
+    sees_outside,
+    signed,
     store_rows,
-    strand_of,
     takes_part,
-    text_span,
+    text_strand,
     tile_phases,
     visible_pairs,
+    window_program,
 )
 
 
@@ -35,7 +38,7 @@ def add_grad_query(
     grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
     MASKED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_query [M, D] plus ds k over one tile of keys, in units of what dropout makes of a kept probability."""
+    """grad_query [M, D] plus ds k over one tile of keys, both without dropout's factor r."""
     ACC: tl.constexpr = grad_query.dtype
     # [M, N] each
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=ACC)
@@ -51,32 +54,45 @@ def add_grad_query(
 
 @triton.jit
 def _window_grad_query(
-    grad_query, query, grad_out, normaliser, delta, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr,
-    key_flags_ptr, seed_ptr, key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue,
-    dilation, stream, threshold, scale_log2,
+    grad_query, query, grad_out, normaliser, delta, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin,
+    tile_end, strand, dropout, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the window's key tiles tile_begin .. tile_end - 1; CHECK says what their pairs need checked."""
     for tile in tl.range(tile_begin, tile_end):
         key_start = begin + tile * BLOCK_N
-        step = key_start + tl.arange(0, BLOCK_N)
-        token = residue + step * dilation
-        real = real_steps(step, first, last, token, key_flags_ptr, CHECK)
         # [BLOCK_N, BLOCK_D] each
-        key = load_tile(
-            key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
-            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
-        value = load_tile(
-            value_tiles, value_ptr, batch, key_head, key_start, token, value_stride_n, real, 1,
-            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
+        key, value, real = load_keys_and_values(
+            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS
+        )
         visible = visible_pairs(low, high, key_start, real, BLOCK_N, CHECK)  # [BLOCK_M, BLOCK_N]
-        keep = keep_tile(seed_ptr, threshold, query_token, key_start, stream, residue, BLOCK_N, DROPOUT)
+        keep = keep_tile(dropout, query_token, key_start, strand.residue, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
             grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
-            CHECK != CLEAN, DROPOUT, PRECISION,
+            MASKED=CHECK != CLEAN, DROPOUT=DROPOUT, PRECISION=PRECISION,
+        )  # fmt: skip
+    return grad_query
+
+
+@triton.jit
+def _globals_grad_query(
+    grad_query, query, grad_out, normaliser, delta, query_token, keys, values, global_index_ptr, count, left, right, dilation,
+    dropout, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the global keys that lie outside each query's window."""
+    # Not pipelined: there are few, and Triton 3.6 leaves out the fence between asynchronous copies by pointers and wgmma.
+    for start in tl.range(0, count, BLOCK_G, num_stages=1):
+        # token, real [BLOCK_G]; key, value [BLOCK_G, BLOCK_D]
+        slot = start + tl.arange(0, BLOCK_G)
+        token, key, value, real = load_global_keys(keys, values, global_index_ptr, slot, count, HEAD_DIM, BLOCK_D)
+        visible = sees_outside(query_token[:, None], token[None, :], real[None, :], left, right, dilation, IS_CAUSAL)
+        keep = keep_pairs(dropout, query_token[:, None], token[None, :], DROPOUT)
+        grad_query = add_grad_query(
+            grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
+            MASKED=True, DROPOUT=DROPOUT, PRECISION=PRECISION,
         )  # fmt: skip
     return grad_query
 
@@ -102,70 +118,49 @@ def window_grad_query(
 
     With DESCRIPTORS, which needs a dilation of 1, key_tiles and value_tiles describe whole tensors in tiles of BLOCK_N rows.
     """
-    tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_M) * dilation
-    program = tl.program_id(0)
-    head = first_head + (program // tiles) % run_heads
-    batch = program // tiles // run_heads
-    residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_M)
-    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
-    value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    key_flags_ptr += batch_64 * seq_len
-    stream = batch * heads + head
+    batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_M)
+    key_head = head // group
+    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
+    values = Rows(
+        at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n, 1, value_tiles, batch, key_head
+    )
+    grad_outs = Rows(
+        at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
+    )
+    grad_queries = Rows(at_head(grad_query_ptr, grad_query_stride_b, grad_query_stride_h, batch, head), grad_query_stride_n)
+    key_flags_ptr += batch.to(tl.int64) * seq_len
+    dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
     step = start + tl.arange(0, BLOCK_M)
     token = residue + step * dilation
     in_strand = token < seq_len
-    row = (batch_64 * heads + head_64) * row_stride + token
+    row = (batch.to(tl.int64) * heads + head) * row_stride + token
     normaliser = tl.load(normaliser_ptr + row, mask=in_strand, other=NOWHERE)
     delta = tl.load(delta_ptr + row, mask=in_strand, other=0.0)
-    # Rows that take no part may hold NaN: they are not loaded.
+    # Rows that take no part may hold NaN: they are not loaded. [BLOCK_M, BLOCK_D] each
     alive = takes_part(normaliser)
-    query = load_rows(
-        query_ptr + batch_64 * query_stride_b + head_64 * query_stride_h, token, query_stride_n, alive, 1,
-        HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
-    if FLIP_QUERY:
-        query = (query * query_sign).to(query.dtype)
-    grad_out = load_rows(
-        grad_out_ptr + batch_64 * grad_out_stride_b + head_64 * grad_out_stride_h, token, grad_out_stride_n, alive,
-        grad_out_stride_d, HEAD_DIM, BLOCK_D, EDGE,
-    )  # fmt: skip
+    query = signed(load_rows(queries, token, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)
+    grad_out = load_rows(grad_outs, token, alive, HEAD_DIM, BLOCK_D)
 
     grad_query = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     if HAS_GLOBALS:
-        global_index_ptr += batch_64 * num_globals
+        global_index_ptr += batch.to(tl.int64) * num_globals
         count = tl.load(global_count_ptr + batch).to(tl.int32)
-        # Not pipelined: there are few, and Triton 3.6 leaves out the fence between asynchronous copies by pointers and wgmma.
-        for slot_start in tl.range(0, count, BLOCK_G, num_stages=1):
-            slot = slot_start + tl.arange(0, BLOCK_G)
-            real = slot < count
-            key_token = tl.load(global_index_ptr + slot, mask=real, other=0).to(tl.int32)
-            key = load_rows(key_ptr, key_token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_G, BLOCK_D]
-            value = load_rows(value_ptr, key_token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_G, BLOCK_D]
-            visible = real[None, :] & (in_window(token[:, None], key_token[None, :], left, right, dilation) == 0)
-            if IS_CAUSAL:
-                visible = visible & (key_token[None, :] <= token[:, None])
-            keep = keep_pairs(seed_ptr, threshold, token[:, None], key_token[None, :], stream, DROPOUT)
-            grad_query = add_grad_query(
-                grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
-                True, DROPOUT, PRECISION,
-            )  # fmt: skip
-    first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
-    first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
-    ALIGN: tl.constexpr = 64 if DROPOUT else 1
-    begin, full_begin, full_end, end = tile_phases(start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN)
-    low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
-    for phase in tl.static_range(3):
-        # In this order: the left edge, the tiles that are seen in full, the right edge.
-        tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
-        tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
-        grad_query = _window_grad_query(
-            grad_query, query, grad_out, normaliser, delta, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr,
-            key_flags_ptr, seed_ptr, key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first,
-            last, residue, dilation, stream, threshold, scale_log2,
-            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
-            DESCRIPTORS,
+        grad_query = _globals_grad_query(
+            grad_query, query, grad_out, normaliser, delta, token, keys, values, global_index_ptr, count, left, right, dilation,
+            dropout, scale_log2,
+            HEAD_DIM, BLOCK_D, BLOCK_G, IS_CAUSAL, DROPOUT, PRECISION,
         )  # fmt: skip
-    grad_query_ptr += batch_64 * grad_query_stride_b + head_64 * grad_query_stride_h
-    store_rows(grad_query_ptr, token, grad_query_stride_n, grad_query * grad_scale, in_strand, HEAD_DIM, BLOCK_D)
+    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
+    ALIGN: tl.constexpr = 64 if DROPOUT else 1
+    UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
+    begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
+    low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
+    for phase in tl.static_range(3):  # the left edge of the window, what all queries see in full, the right edge
+        grad_query = _window_grad_query(
+            grad_query, query, grad_out, normaliser, delta, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
+            bounds[phase + 1], strand, dropout, scale_log2,
+            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
+        )  # fmt: skip
+    store_rows(grad_queries, token, grad_query * grad_scale, in_strand, HEAD_DIM, BLOCK_D)

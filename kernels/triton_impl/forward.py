@@ -16,77 +16,68 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     FLOOR,
     HOLES,
-    in_window,
+    Dropout,
+    Rows,
+    at_head,
     keep_pairs,
     keep_tile,
+    load_global_keys,
+    load_keys_and_values,
     load_rows,
-    load_tile,
     real_steps,
+    sees_outside,
+    signed,
     softmax_finish,
     softmax_update,
-    steps_before,
     store_rows,
-    strand_of,
-    text_span,
+    text_strand,
     tile_phases,
     visible_pairs,
+    window_program,
 )
 
 
 @triton.jit
 def _attend_window(
-    acc, row_max, row_sum, query, low, high, query_token, key_tiles, value_tiles, key_ptr, value_ptr, key_flags_ptr, seed_ptr,
-    key_stride_n, value_stride_n, batch, key_head, begin, tile_begin, tile_end, first, last, residue, dilation, stream,
-    threshold, scale_log2,
+    acc, row_max, row_sum, query, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin, tile_end, strand,
+    dropout, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Fold the window's key tiles tile_begin .. tile_end - 1 into the softmax; CHECK says what their pairs need checked."""
     for tile in tl.range(tile_begin, tile_end):
         key_start = begin + tile * BLOCK_N
-        step = key_start + tl.arange(0, BLOCK_N)
-        token = residue + step * dilation
-        real = real_steps(step, first, last, token, key_flags_ptr, CHECK)
         # [BLOCK_N, BLOCK_D] each
-        key = load_tile(
-            key_tiles, key_ptr, batch, key_head, key_start, token, key_stride_n, real, 1,
-            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
-        value = load_tile(
-            value_tiles, value_ptr, batch, key_head, key_start, token, value_stride_n, real, 1,
-            HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS,
-        )  # fmt: skip
+        key, value, real = load_keys_and_values(
+            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS
+        )
         # [BLOCK_M, BLOCK_N]
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=acc.dtype)
         if CHECK != CLEAN:
             scores = tl.where(visible_pairs(low, high, key_start, real, BLOCK_N, CHECK), scores, FLOOR)
-        keep = keep_tile(seed_ptr, threshold, query_token, key_start, stream, residue, BLOCK_N, DROPOUT)
+        keep = keep_tile(dropout, query_token, key_start, strand.residue, BLOCK_N, DROPOUT)
         acc, row_max, row_sum = softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPOUT, PRECISION)
     return acc, row_max, row_sum
 
 
 @triton.jit
 def _attend_globals(
-    acc, row_max, row_sum, query, query_token, key_ptr, value_ptr, global_index_ptr, count, seed_ptr, key_stride_n,
-    value_stride_n, left, right, dilation, stream, threshold, scale_log2,
+    acc, row_max, row_sum, query, query_token, keys, values, global_index_ptr, count, left, right, dilation, dropout,
+    scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fold the global keys that lie outside each query's window into the softmax."""
     # Not pipelined: there are few, and Triton 3.6 leaves out the fence between asynchronous copies by pointers and wgmma.
     for start in tl.range(0, count, BLOCK_G, num_stages=1):
+        # token, real [BLOCK_G]; key, value [BLOCK_G, BLOCK_D]
         slot = start + tl.arange(0, BLOCK_G)
-        real = slot < count
-        token = tl.load(global_index_ptr + slot, mask=real, other=0).to(tl.int32)
-        key = load_rows(key_ptr, token, key_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_G, BLOCK_D]
-        value = load_rows(value_ptr, token, value_stride_n, real, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_G, BLOCK_D]
+        token, key, value, real = load_global_keys(keys, values, global_index_ptr, slot, count, HEAD_DIM, BLOCK_D)
         # [BLOCK_M, BLOCK_G]
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=acc.dtype)
-        visible = real[None, :] & (in_window(query_token[:, None], token[None, :], left, right, dilation) == 0)
-        if IS_CAUSAL:
-            visible = visible & (token[None, :] <= query_token[:, None])
+        visible = sees_outside(query_token[:, None], token[None, :], real[None, :], left, right, dilation, IS_CAUSAL)
         scores = tl.where(visible, scores, FLOOR)
-        keep = keep_pairs(seed_ptr, threshold, query_token[:, None], token[None, :], stream, DROPOUT)
+        keep = keep_pairs(dropout, query_token[:, None], token[None, :], DROPOUT)
         acc, row_max, row_sum = softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPOUT, PRECISION)
     return acc, row_max, row_sum
 
@@ -109,55 +100,47 @@ def window_forward(
 
     With DESCRIPTORS, which needs a dilation of 1, key_tiles and value_tiles describe whole tensors in tiles of BLOCK_N rows.
     """
-    tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK_M) * dilation
-    program = tl.program_id(0)
-    head = first_head + (program // tiles) % run_heads
-    batch = program // tiles // run_heads
-    residue, start = strand_of(program % tiles, seq_len, dilation, BLOCK_M)
-    batch_64, head_64, key_head_64 = batch.to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
-    query_ptr += batch_64 * query_stride_b + head_64 * query_stride_h
-    key_ptr += batch_64 * key_stride_b + key_head_64 * key_stride_h
-    value_ptr += batch_64 * value_stride_b + key_head_64 * value_stride_h
-    out_ptr += batch_64 * out_stride_b + head_64 * out_stride_h
-    lse_ptr += (batch_64 * heads + head_64) * seq_len
-    key_flags_ptr += batch_64 * seq_len
-    stream = batch * heads + head
+    batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_M)
+    key_head = head // group
+    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
+    values = Rows(
+        at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n, 1, value_tiles, batch, key_head
+    )
+    outs = Rows(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
+    lse_ptr += (batch.to(tl.int64) * heads + head) * seq_len
+    key_flags_ptr += batch.to(tl.int64) * seq_len
+    dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
-    first_token, last_token, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
-    first, last = steps_before(first_token, residue, dilation), steps_before(last_token, residue, dilation)
+    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
     step = start + tl.arange(0, BLOCK_M)
     token = residue + step * dilation
     in_strand = token < seq_len
-    query = load_rows(query_ptr, token, query_stride_n, in_strand, 1, HEAD_DIM, BLOCK_D, EDGE)  # [BLOCK_M, BLOCK_D]
-    if FLIP_QUERY:
-        query = (query * query_sign).to(query.dtype)
+    query = signed(load_rows(queries, token, in_strand, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)  # [BLOCK_M, BLOCK_D]
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     row_max = tl.full([BLOCK_M], FLOOR, ACC)
     row_sum = tl.zeros([BLOCK_M], ACC)
     if HAS_GLOBALS:
+        global_index_ptr += batch.to(tl.int64) * num_globals
         count = tl.load(global_count_ptr + batch).to(tl.int32)
         acc, row_max, row_sum = _attend_globals(
-            acc, row_max, row_sum, query, token, key_ptr, value_ptr, global_index_ptr + batch_64 * num_globals, count, seed_ptr,
-            key_stride_n, value_stride_n, left, right, dilation, stream, threshold, scale_log2,
+            acc, row_max, row_sum, query, token, keys, values, global_index_ptr, count, left, right, dilation, dropout,
+            scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_G, IS_CAUSAL, DROPOUT, PRECISION,
         )  # fmt: skip
     ALIGN: tl.constexpr = 64 if DROPOUT else 1
-    begin, full_begin, full_end, end = tile_phases(start, BLOCK_M, BLOCK_N, left, right, first, last, has_holes, ALIGN)
-    low, high = tl.maximum(step - left, first), tl.minimum(step + right, last - 1)
-    for phase in tl.static_range(3):
-        # In this order: the left edge, the tiles that are seen in full, the right edge.
-        tile_begin = 0 if phase == 0 else full_begin if phase == 1 else full_end
-        tile_end = full_begin if phase == 0 else full_end if phase == 1 else end
+    UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
+    begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
+    low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
+    for phase in tl.static_range(3):  # the left edge of the window, what all queries see in full, the right edge
         acc, row_max, row_sum = _attend_window(
-            acc, row_max, row_sum, query, low, high, token, key_tiles, value_tiles, key_ptr, value_ptr, key_flags_ptr, seed_ptr,
-            key_stride_n, value_stride_n, batch, head // group, begin, tile_begin, tile_end, first, last, residue, dilation,
-            stream, threshold, scale_log2,
-            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else HOLES if HAS_MASK else EDGE,
-            DESCRIPTORS,
+            acc, row_max, row_sum, query, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
+            bounds[phase + 1], strand, dropout, scale_log2,
+            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
         )  # fmt: skip
 
-    real = real_steps(step, first, last, token, key_flags_ptr, HOLES if HAS_MASK else EDGE)
+    real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)
     out, lse = softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real)
-    store_rows(out_ptr, token, out_stride_n, out, in_strand, HEAD_DIM, BLOCK_D)
+    store_rows(outs, token, out, in_strand, HEAD_DIM, BLOCK_D)
     tl.store(lse_ptr + token, lse, mask=in_strand)

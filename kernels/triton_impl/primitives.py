@@ -1,10 +1,12 @@
-"""What the kernels share: tile bounds, loads, the mask rule, the softmax update and dropout, each stated once.
+"""What the kernels share: which program owns what, tile bounds, loads, the mask rule, the softmax update and dropout.
 
 Tiles run over *steps* of a strand. A window of dilation d splits the tokens into d strands, token = residue + step * d, in each
 of which the window is contiguous: query step i sees key step j when -left <= j - i <= right. With d = 1 steps are tokens.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ import triton.language as tl
 FLOOR = tl.constexpr(-(2.0**100))
 # The normaliser of a row that takes no part: exp2(score - NOWHERE) is 0. See backward_prepare.py.
 NOWHERE = tl.constexpr(1e30)
-# What either is told apart by: halfway, since another type may round them.
+# The threshold that tells both from other values: well inside, since another type may round them.
 SOMEWHERE = tl.constexpr(5e29)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -26,6 +28,37 @@ EDGE = tl.constexpr(1)
 HOLES = tl.constexpr(2)
 
 
+class Strand(NamedTuple):
+    """Every ``dilation``-th token from ``residue`` on, and the bounds first .. last - 1 of its steps that are in the text."""
+
+    residue: Any
+    dilation: Any
+    first: Any
+    last: Any
+
+
+class Rows(NamedTuple):
+    """The rows (tokens, channels) of one head: the address of token 0's, and the elements between rows and channels.
+
+    For the copy engine also a descriptor of the whole (batch, heads, tokens, channels), and where in it these rows are.
+    """
+
+    ptr: Any
+    stride: Any
+    channel_stride: Any = tl.constexpr(1)
+    tiles: Any = tl.constexpr(None)
+    batch: Any = tl.constexpr(None)
+    head: Any = tl.constexpr(None)
+
+
+class Dropout(NamedTuple):
+    """Dropout of one head: the seed, how many of 256 bytes drop, and the head's number in dropout's function."""
+
+    seed_ptr: Any
+    threshold: Any
+    stream: Any
+
+
 def tile_phases_of(start, block, other_block, before, after, first, last, has_holes, align):
     """Which tiles of the other axis a tile meets, and which of them need no mask: plain integers, on the host or jitted.
 
@@ -33,8 +66,9 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     first .. last - 1. Queries meet keys with (left, right), keys meet queries with (right, left).
 
     Returns:
-        (begin, full_begin, full_end, end): tile n covers the steps begin + n * other_block and the following. Of the tiles
-        0 .. end - 1, those from full_begin to full_end - 1 are CLEAN; with holes in the text, none is.
+        (begin, bounds): tile n covers the steps begin + n * other_block and the following. ``bounds`` are four numbers between
+        which three phases run: tiles cut by the left edge, tiles that are met in full, tiles cut by the right edge. With holes
+        in the text none is met in full, and all run in the first phase.
     """
     low = max(first, start - before)
     high = min(last, start + block + after)
@@ -46,17 +80,49 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     full_end = max(min(last, start + after + 1) - begin, 0) // other_block
     full_begin = end if has_holes else min(full_begin, end)
     full_end = max(full_begin, min(full_end, end))
-    return begin, full_begin, full_end, end
+    return begin, (0, full_begin, full_end, end)
 
 
 tile_phases = triton.jit(tile_phases_of)
 
 
 @triton.jit
-def strand_of(tile, seq_len, dilation, BLOCK: tl.constexpr):
-    """(residue, first step) of a tile; tiles run through one strand after the other, each of the longest one's length."""
-    tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK)
-    return tile // tiles, (tile % tiles) * BLOCK
+def window_program(first_head, run_heads, seq_len, dilation, BLOCK: tl.constexpr):
+    """(batch, head, residue, first step): the tile of BLOCK steps that this program owns, one of ``problem.num_programs``.
+
+    Tiles run through one strand after the other, each of the longest one's length.
+    """
+    strand_tiles = tl.cdiv(tl.cdiv(seq_len, dilation), BLOCK)
+    tiles = strand_tiles * dilation
+    program = tl.program_id(0)
+    tile = program % tiles
+    head = first_head + (program // tiles) % run_heads
+    batch = program // tiles // run_heads
+    return batch, head, tile // strand_tiles, (tile % strand_tiles) * BLOCK
+
+
+@triton.jit
+def split_program(first_head, run_heads, num_globals, splits, BLOCK_G: tl.constexpr):
+    """(batch, head, first slot, split): the BLOCK_G global tokens and the part of the text that this program owns."""
+    blocks = tl.cdiv(num_globals, BLOCK_G)
+    program = tl.program_id(0)
+    block = (program // splits) % blocks
+    head = first_head + (program // splits // blocks) % run_heads
+    batch = program // splits // blocks // run_heads
+    return batch, head, block * BLOCK_G, program % splits
+
+
+@triton.jit
+def split_of(split, splits, first, last, ALIGN: tl.constexpr):
+    """(begin, end) of one of ``splits`` parts of the tokens first .. last - 1; parts begin at multiples of ALIGN."""
+    length = tl.cdiv(tl.cdiv(last, splits), ALIGN) * ALIGN
+    return max(split * length, first - first % ALIGN), min(split * length + length, last)
+
+
+@triton.jit
+def at_head(ptr, stride_b, stride_h, batch, head):
+    """The first row of a head of a tensor (batch, heads, ...); offsets are 64 bits wide."""
+    return ptr + (batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h)
 
 
 @triton.jit
@@ -67,7 +133,10 @@ def steps_before(token, residue, dilation):
 
 @triton.jit
 def text_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
-    """(first, last, whether tokens are masked between them): the real tokens of a sample lie in first .. last - 1."""
+    """(first, last, whether tokens are masked between them): the real tokens of a sample lie in first .. last - 1.
+
+    Without a mask all is known, and yet stays a value of the program: as constants, they would make other code of the loops.
+    """
     if HAS_MASK:
         first = tl.load(span_ptr + batch * 3)
         last = tl.load(span_ptr + batch * 3 + 1)
@@ -77,6 +146,14 @@ def text_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
         last = seq_len
         has_holes = seq_len < 0
     return first, last, has_holes
+
+
+@triton.jit
+def text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK: tl.constexpr):
+    """(the strand from ``residue`` on, whether tokens are masked between its first and its last real one)."""
+    first, last, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
+    first, last = steps_before(first, residue, dilation), steps_before(last, residue, dilation)
+    return Strand(residue, dilation, first, last), has_holes
 
 
 @triton.jit
@@ -103,46 +180,77 @@ def visible_pairs(low, high, start, real, BLOCK: tl.constexpr, CHECK: tl.constex
 
 
 @triton.jit
-def load_rows(ptr, token, stride, real, channel_stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):
-    """[rows, BLOCK_D]: the rows at ``token``, zero where not ``real`` (looked at unless CLEAN) and beyond HEAD_DIM."""
+def load_rows(rows, token, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr = EDGE):
+    """[tokens, BLOCK_D]: the rows at ``token``, zero where not ``real`` (looked at unless CLEAN) and beyond HEAD_DIM."""
     channel = tl.arange(0, BLOCK_D)
-    pointers = ptr + token.to(tl.int64)[:, None] * stride + channel[None, :] * channel_stride
+    pointers = rows.ptr + token.to(tl.int64)[:, None] * rows.stride + channel[None, :] * rows.channel_stride
     if CHECK == CLEAN:
         if HEAD_DIM == BLOCK_D:
-            rows = tl.load(pointers)
+            loaded = tl.load(pointers)
         else:
-            rows = tl.load(pointers, mask=channel[None, :] < HEAD_DIM, other=0.0)
+            loaded = tl.load(pointers, mask=channel[None, :] < HEAD_DIM, other=0.0)
     else:
-        rows = tl.load(pointers, mask=real[:, None] & (channel[None, :] < HEAD_DIM), other=0.0)
-    return rows
+        loaded = tl.load(pointers, mask=real[:, None] & (channel[None, :] < HEAD_DIM), other=0.0)
+    return loaded
 
 
 @triton.jit
 def load_tile(
-    tiles, ptr, batch, head, start, token, stride, real, channel_stride,
+    rows, start, token, real,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK, BLOCK_D]: the rows of consecutive steps, by the copy engine where there is a descriptor for them.
+    """[BLOCK, BLOCK_D]: the rows of the steps from ``start`` on, by the copy engine with DESCRIPTORS.
 
-    ``tiles`` describes the whole (batch, heads, seq_len, head_dim) and fills with zeros what lies outside; ``ptr`` is the row
-    of token 0. Rows that are not ``real`` are zero unless CLEAN.
+    Rows that are not ``real`` are zero unless CLEAN; the copy engine fills with zeros what lies outside the tensor.
     """
     if DESCRIPTORS:
-        rows = tiles.load([batch, head, start, 0]).reshape([BLOCK, BLOCK_D])
+        loaded = rows.tiles.load([rows.batch, rows.head, start, 0]).reshape([BLOCK, BLOCK_D])
         if HAS_MASK and CHECK != CLEAN:
-            rows = tl.where(real[:, None], rows, 0.0).to(rows.dtype)
+            loaded = tl.where(real[:, None], loaded, 0.0).to(loaded.dtype)
     else:
-        rows = load_rows(ptr, token, stride, real, channel_stride, HEAD_DIM, BLOCK_D, CHECK)
-    return rows
+        loaded = load_rows(rows, token, real, HEAD_DIM, BLOCK_D, CHECK)
+    return loaded
+
+
+@triton.jit
+def load_keys_and_values(
+    keys, values, key_start, strand, key_flags_ptr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """(key, value [BLOCK_N, BLOCK_D], real [BLOCK_N]) of the steps from ``key_start`` on."""
+    step = key_start + tl.arange(0, BLOCK_N)
+    token = strand.residue + step * strand.dilation
+    real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, CHECK)
+    key = load_tile(keys, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+    value = load_tile(values, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+    return key, value, real
+
+
+@triton.jit
+def load_global_keys(keys, values, index_ptr, slot, count, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(token, key, value, real): keys and values [slots, BLOCK_D] of the global tokens in ``slot``, real below ``count``."""
+    real = slot < count
+    token = tl.load(index_ptr + slot, mask=real, other=0).to(tl.int32)
+    key = load_rows(keys, token, real, HEAD_DIM, BLOCK_D)
+    value = load_rows(values, token, real, HEAD_DIM, BLOCK_D)
+    return token, key, value, real
+
+
+@triton.jit
+def signed(query, query_sign, FLIP_QUERY: tl.constexpr):
+    """``query`` with the sign of a scale that is not positive: softmax in base 2 compares raw scores, and needs one that is."""
+    return (query * query_sign).to(query.dtype) if FLIP_QUERY else query
 
 
 @triton.jit
 def load_row_numbers(ptr, token, real, other, CHECK: tl.constexpr):
-    """[rows]: one number for each row, loaded once a warp and then spread through shared memory.
+    """[rows]: one number for each row, spread through shared memory.
 
-    Each is loaded four times and reduced: the compiler takes a load of fewer elements than threads for a cheap one, and then
-    repeats it in the layout of the scores, with a pointer in every thread for every column (bench/LOG.md, "row numbers").
+    Four threads load each, and their maximum is taken: a load of fewer elements than threads counts as cheap with the compiler,
+    which then repeats it in the layout of the scores, with a pointer in every thread for every column (bench/LOG.md, "row
+    numbers").
     """
     pointers = ptr + token[:, None] + tl.arange(0, 4)[None, :] * 0
     if CHECK == CLEAN:
@@ -159,11 +267,11 @@ def takes_part(normaliser):
 
 
 @triton.jit
-def store_rows(ptr, token, stride, rows, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store [rows, BLOCK_D] at ``token`` where ``real``, rounded to the pointer's type."""
+def store_rows(rows, token, tile, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store ``tile`` [tokens, BLOCK_D] at ``token`` where ``real``, rounded to the tensor's type; channels are neighbours."""
     channel = tl.arange(0, BLOCK_D)
-    pointers = ptr + token.to(tl.int64)[:, None] * stride + channel[None, :]
-    tl.store(pointers, rows.to(ptr.dtype.element_ty), mask=real[:, None] & (channel[None, :] < HEAD_DIM))
+    pointers = rows.ptr + token.to(tl.int64)[:, None] * rows.stride + channel[None, :]
+    tl.store(pointers, tile.to(rows.ptr.dtype.element_ty), mask=real[:, None] & (channel[None, :] < HEAD_DIM))
 
 
 @triton.jit
@@ -174,13 +282,22 @@ def in_window(query_token, key_token, left, right, dilation):
 
 
 @triton.jit
-def drop(probability, keep, scale):
-    """``probability`` where ``keep``, else a zero that the compiler does not see through, made of the finite number ``scale``.
+def sees_outside(query_token, key_token, real, left, right, dilation, IS_CAUSAL: tl.constexpr):
+    """Whether queries see global keys that lie outside their windows; those inside count there. ``real``: keys that count."""
+    visible = real & (in_window(query_token, key_token, left, right, dilation) == 0)
+    if IS_CAUSAL:
+        visible = visible & (key_token <= query_token)
+    return visible
+
+
+@triton.jit
+def drop(probability, keep, any_finite):
+    """``probability`` where ``keep``, else a zero that the compiler does not see through: a run-time number less itself.
 
     Where it knows the zero, it selects after rounding to half precision, which then goes number by number instead of in pairs
     (bench/LOG.md, "a zero unknown").
     """
-    return tl.where(keep, probability, scale - scale)
+    return tl.where(keep, probability, any_finite - any_finite)
 
 
 @triton.jit
@@ -214,26 +331,28 @@ def softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real):
 
 
 @triton.jit
-def keep_tile(seed_ptr, threshold, query, key_start, stream, residue, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr):
+def keep_tile(dropout, query, key_start, residue, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr):
     """[M, BLOCK_N] bool: which probabilities of consecutive keys dropout keeps (``dropout.py`` states the function).
 
-    ``query`` [M] are tokens, ``key_start`` a step, a multiple of 64. One Philox call serves 16 keys of one query: its four
-    words, then their bytes, are joined as new axes, which a permutation puts into the order of the keys.
+    ``query`` [M] are tokens, ``key_start`` a step of the strand of ``residue``, a multiple of 64 as is BLOCK_N. One Philox call
+    serves 16 keys of one query: its four words, then their bytes, are joined as new axes, which a permutation puts into the
+    order of the keys.
     """
     keep = None
     if DROPOUT:
+        tl.static_assert(BLOCK_N % 64 == 0)
         CALLS: tl.constexpr = BLOCK_N // 16
         call = key_start // 16 + tl.arange(0, CALLS)
         # [M, CALLS] each
         zero = query.to(tl.int32)[:, None] * 0 + call.to(tl.int32)[None, :] * 0
         row = query.to(tl.int32)[:, None] + zero
         column = call.to(tl.int32)[None, :] + zero
-        word0, word1, word2, word3 = tl.philox(tl.load(seed_ptr), row, column, zero + stream, zero + residue, 7)
+        word0, word1, word2, word3 = tl.philox(tl.load(dropout.seed_ptr), row, column, zero + dropout.stream, zero + residue, 7)
         # Axes: query, call, low bit of the word's number, high bit
         words = tl.join(tl.join(word0, word1), tl.join(word2, word3))
         # A byte moved to the top decides the comparison with threshold * 2**24, whatever follows it. New axes: e, k % 2
         top = tl.join(tl.join(words << 24, words << 16), tl.join(words << 8, words))
-        kept = top >= (threshold.to(tl.uint32) << 24)
+        kept = top >= (dropout.threshold.to(tl.uint32) << 24)
         # Key = 64 J + 16 word + 8 (k % 2) + 2 c + e, the call being 4 J + c
         kept = tl.reshape(kept, [query.shape[0], CALLS // 4, 4, 2, 2, 2, 2])
         keep = tl.reshape(tl.permute(kept, [0, 1, 4, 3, 6, 2, 5]), [query.shape[0], BLOCK_N])
@@ -241,17 +360,17 @@ def keep_tile(seed_ptr, threshold, query, key_start, stream, residue, BLOCK_N: t
 
 
 @triton.jit
-def keep_pairs(seed_ptr, threshold, query, key, stream, DROPOUT: tl.constexpr):
+def keep_pairs(dropout, query, key, DROPOUT: tl.constexpr):
     """[M, N] bool for tokens [M, 1] and [1, N] at arbitrary positions, undilated: one Philox call a pair, for narrow tiles."""
     keep = None
     if DROPOUT:
         zero = (query * 0 + key * 0).to(tl.int32)
         call = 4 * (key // 64) + (key % 8) // 2
         word0, word1, word2, word3 = tl.philox(
-            tl.load(seed_ptr), query.to(tl.int32) + zero, call.to(tl.int32) + zero, zero + stream, zero, 7
+            tl.load(dropout.seed_ptr), query.to(tl.int32) + zero, call.to(tl.int32) + zero, zero + dropout.stream, zero, 7
         )
         byte = 2 * ((key % 64) // 8) + key % 2
         number = byte // 4
         word = tl.where(number == 0, word0, tl.where(number == 1, word1, tl.where(number == 2, word2, word3)))
-        keep = ((word >> (8 * (byte % 4)).to(tl.uint32)) & 0xFF) >= threshold.to(tl.uint32)
+        keep = ((word >> (8 * (byte % 4)).to(tl.uint32)) & 0xFF) >= dropout.threshold.to(tl.uint32)
     return keep

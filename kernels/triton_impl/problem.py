@@ -18,13 +18,15 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
-from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
+from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError, Target, target_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
 
 # Sums over the whole text are split until there are about this many programs: four for each multiprocessor of the largest GPUs.
 _TARGET_PROGRAMS = 528
+# Queries or keys of the largest tile that a table may name.
+_LARGEST_BLOCK = 512
 # Times these, the floor of masked scores (primitives.FLOOR, -2**100) still is far below any other score, and still is finite.
 _SCALES = (1e-20, 1e8)
 
@@ -111,6 +113,14 @@ def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterabl
     )
 
 
+def _why_too_far(pattern: AttentionPattern) -> str | None:
+    """None when numbers of tokens, those that a last tile reaches beyond a text too, have 32 bits; else the reason."""
+    farthest = pattern.seq_len + _LARGEST_BLOCK * min(max(pattern.dilations), pattern.seq_len)
+    if farthest < 2**31:
+        return None
+    return f"32-bit numbers of tokens do not reach for a dilation of {max(pattern.dilations)} in {pattern.seq_len} tokens"
+
+
 def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) -> str | None:
     """None when every kernel that attention of ``window`` needs, forward and backward, has a configuration; else the reason.
 
@@ -118,7 +128,7 @@ def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) 
     """
     query = window[0]
     target = target_of(query.device)
-    return target.missing(
+    return _why_too_far(pattern) or target.missing(
         query.shape[3], target.precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
         has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, window),
     )  # fmt: skip
@@ -131,6 +141,9 @@ class Problem:
         self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target
     ) -> None:
         query, key, value = states
+        reason = _why_too_far(pattern)
+        if reason is not None:
+            raise NotServedError(reason)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
                 raise ValueError(
@@ -284,7 +297,7 @@ class Given:
             **tensor_arguments("out", self.out),
             "lse_ptr": self.lse,
             "HAS_GRAD_LSE": self.grad_lse is not None,
-            "HAS_GLOBAL_ROWS": without_globals and problem.pattern.global_mask is not None,
+            "SKIP_GLOBALS": without_globals and problem.pattern.global_mask is not None,
             "GATHER": of_globals,
         }
         programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)

@@ -61,13 +61,11 @@ WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 _IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
-class MissingConfiguration(NotImplementedError):  # noqa: N818 - named for what is missing
-    """The kernels were asked for a problem that the table has no line for; ``reason`` says for which."""
+class NotServedError(NotImplementedError):
+    """The kernels were asked for a problem that they do not serve; ``reason`` says why."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"backend: got 'triton', but {reason}: use backend='torch', or find one with `longformer-triton bench tune`."
-        )
+        super().__init__(f"backend: got 'triton', but {reason}: use backend='torch'.")
         self.reason = reason
 
 
@@ -178,7 +176,7 @@ class Target:
         """The configuration of a kernel; with ``checks`` it serves problems without them too, where these have no line.
 
         Raises:
-            MissingConfiguration: the table has no line for the problem; the message says for which.
+            NotServedError: the table has no line for the problem; the message says for which.
         """
         if kernel in self.trial:
             return self.trial[kernel]
@@ -205,9 +203,9 @@ class Target:
         )
         if row is None:
             with_dropout = " with dropout" if dropout else ""
-            raise MissingConfiguration(
+            raise NotServedError(
                 f"for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, no configuration of the "
-                f"{kernel} kernel is known to fit"
+                f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some)"
             )
         pipelined_by_pointers = not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
@@ -233,7 +231,7 @@ class Target:
         try:
             for kernel in KERNELS if has_globals else WINDOW_KERNELS:
                 self.config(kernel, head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors)
-        except MissingConfiguration as refusal:
+        except NotServedError as refusal:
             return refusal.reason
         return None
 

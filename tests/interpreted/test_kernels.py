@@ -337,3 +337,11 @@ def test_no_globals_although_there_is_room():
         for backend in ("triton", "reference")
     )
     torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_dilation_whose_tokens_have_no_32_bit_numbers_is_refused():
+    """Rows of a last tile would lie at negative offsets. A tensor that repeats one row stands for 30 million of them."""
+    states = torch.zeros(1, 1, 1, 16).expand(1, 1, 30_000_000, 16)
+    pattern = AttentionPattern.from_masks(shape=(1, 30_000_000), window=4, dilation=20_000_000)
+    with pytest.raises(NotImplementedError, match="32-bit numbers of tokens do not reach for a dilation of 20000000"):
+        Problem((states, states, states), pattern, 0.25, None, target_of(states.device))

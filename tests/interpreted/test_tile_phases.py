@@ -16,7 +16,7 @@ BLOCKS = st.sampled_from([1, 4, 16, 32])
 )  # fmt: skip
 def test_phases(tile, block, other, before, after, first, length, has_holes, align):
     start, last = tile * block, first + length
-    begin, full_begin, full_end, end = tile_phases_of(start, block, other, before, after, first, last, has_holes, align)
+    begin, (_, full_begin, full_end, end) = tile_phases_of(start, block, other, before, after, first, last, has_holes, align)
     assert begin >= 0
     assert begin % align == 0
     assert 0 <= full_begin <= full_end <= end
