@@ -77,7 +77,9 @@ def run_core(
         for _ in track(range(rounds), description=what, console=console):
             for cell, times in zip(cells, samples, strict=True):
                 times.append(cell.time_once())
-            rates.append(matmul_rate(place, our_case.torch_dtype, repeats=2))
+            # A product that keeps a GPU busy for longer than it takes to ask for it
+            size = 8192 if place.type == "cuda" else 2048
+            rates.append(matmul_rate(place, our_case.torch_dtype, size, repeats=2))
         for cell, times in zip(cells, samples, strict=True):
             record.append(cell.case, OK, origin, summarise(cell, times, peak_extra_bytes(cell.call, place)))
         results.append(_result(what, our_case, samples, rates))

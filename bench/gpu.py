@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -48,8 +48,11 @@ for check in kernel_checks.CHECKS:
 Step = Callable[[pathlib.Path, Console, float | None], bool | None]
 
 
-def _command(name: str, command: list[str], **environment: str) -> Step:
-    """A step that runs a command and keeps what it prints; in a process of its own, since a fault of a GPU spoils a process."""
+def _command(name: str, command: list[str], share: float = 1.0, **environment: str) -> Step:
+    """A step that runs a command and keeps what it prints; in a process of its own, since a fault of a GPU spoils a process.
+
+    It gets a ``share`` of the seconds that are left, so that what comes after it has its turn too.
+    """
 
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
         log = folder / f"{name}.txt"
@@ -59,7 +62,7 @@ def _command(name: str, command: list[str], **environment: str) -> Step:
                 start_new_session=True,
             )  # fmt: skip
             try:
-                status = process.wait(left)
+                status = process.wait(None if left is None else share * left)
             except subprocess.TimeoutExpired:
                 # With those that it started: the next step is to have the GPU to itself.
                 os.killpg(process.pid, signal.SIGKILL)
@@ -71,9 +74,9 @@ def _command(name: str, command: list[str], **environment: str) -> Step:
     return step
 
 
-def _sweep(plan: Plan) -> Step:
+def _sweep(plans: Sequence[Plan]) -> Step:
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
-        finished = run_sweep(dataclasses.replace(plan, time_limit=left), folder / _SWEEP, console)
+        finished = run_sweep([dataclasses.replace(plan, time_limit=left) for plan in plans], folder / _SWEEP, console)
         (folder / _SWEEP / SUITE_NAME).write_text("gpu\n")
         return True if finished else None
 
@@ -101,9 +104,8 @@ def _models(dtype: str) -> Step:
     return step
 
 
-def _longest(folder: pathlib.Path, console: Console, left: float | None) -> bool:  # noqa: ARG001 - every step has these
-    run_longest(folder / "longest", console, "cuda")
-    return True
+def _longest(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
+    return True if run_longest(folder / "longest", console, "cuda", time_limit=left) else None
 
 
 def _say(text: str) -> Step:
@@ -116,12 +118,15 @@ def _say(text: str) -> Step:
     return step
 
 
-def steps() -> Iterator[tuple[str, Step]]:
-    """Every step by name, in the order they run."""
-    yield "doctor", _command("doctor", [*_COMMAND, "doctor"])
+def steps(done: Mapping[str, bool]) -> Iterator[tuple[str, Step]]:
+    """Every step by name, in the order they run; ``done`` are those that are, and whether all was well."""
+    yield "doctor", _command("doctor", [*_COMMAND, "doctor"], share=0.7)
     tests = pathlib.Path(__file__).resolve().parent.parent / "tests" / "gpu"
     if tests.is_dir():
-        yield "tests", _command("tests", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)])
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)]
+        # What a doctor that is content has done already, in processes side by side
+        known = ["-k", "not shipped_configurations"] if done.get("doctor") else []
+        yield "tests", _command("tests", [*command, *known], share=0.5)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         yield (
@@ -132,9 +137,9 @@ def steps() -> Iterator[tuple[str, Step]]:
         for tool in ("memcheck", "racecheck"):
             command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-c", _TINY]
             # PyTorch's allocator hands out parts of large blocks, within which nothing is out of bounds.
-            yield tool, _command(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    for name, plan in gpu_plans():
-        yield name, _sweep(plan)
+            yield tool, _command(tool, command, share=0.25, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    for name, plans in gpu_plans():
+        yield name, _sweep(plans)
     yield "pictures of the sweeps", _draw
     for dtype in ("bfloat16", "float32"):
         yield f"model, {dtype}", _models(dtype)
@@ -163,7 +168,7 @@ def run_gpu(folder: pathlib.Path, console: Console, time_limit: float | None) ->
     state = folder / _STATE
     done: dict[str, bool] = json.loads(state.read_text()) if state.exists() else {}
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    for name, step in steps():
+    for name, step in steps(done):
         if name in done:
             continue
         left = None if deadline is None else deadline - time.monotonic()
@@ -172,8 +177,8 @@ def run_gpu(folder: pathlib.Path, console: Console, time_limit: float | None) ->
             break
         outcome = step(folder, console, left)
         if outcome is None:
-            console.print(f"time is up within: {name}; run the same command again to go on")
-            break
+            console.print(f"time is up within: {name}; the same command tries again")
+            continue
         done[name] = outcome
         state.write_text(json.dumps(done, indent=1))
     wrong = [name for name, well in done.items() if not well]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import pathlib
+import time
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,10 @@ from longformer_triton.bench.record import OK, SKIPPED, Record
 _FIRST = 4096
 # Lengths are found to an eighth of the power of two below them.
 _STEPS = 3
+
+
+class _TimeIsUpError(Exception):
+    """Between two lengths."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +77,18 @@ def _fits(case: LongestCase, seq_len: int, device: torch.device) -> bool:
     return True
 
 
-def run_longest(folder: pathlib.Path, console: Console, device: str, dtype: str = "bfloat16", window: int = 512) -> None:
+def run_longest(
+    folder: pathlib.Path,
+    console: Console,
+    device: str,
+    dtype: str = "bfloat16",
+    window: int = 512,
+    time_limit: float | None = None,
+) -> bool:
     """Find the longest text for each implementation, with checkpointing and without; rows that are there are left alone.
+
+    Returns:
+        Whether all are found; False when ``time_limit`` seconds came first.
 
     Raises:
         ValueError: ``device`` is no GPU, or the folder holds other results.
@@ -83,6 +98,7 @@ def run_longest(folder: pathlib.Path, console: Console, device: str, dtype: str 
         raise ValueError(f"device: got {device}, expected a GPU, which says that memory is short; a CPU swaps, or kills.")
     record, origin = Record(folder, LongestCase, Longest), provenance(place)
     done = record.finished()
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     for name in (OURS, PEER, FULL):
         for checkpointing in (0, 1):
             case = LongestCase(name, checkpointing, window if MODELS[name].is_windowed else None, dtype=dtype)
@@ -93,7 +109,17 @@ def run_longest(folder: pathlib.Path, console: Console, device: str, dtype: str 
                 record.append(case, SKIPPED, origin, reason=reason)
                 continue
             label = f"{MODELS[name].title}, {'with' if checkpointing else 'without'} checkpointing"
-            with console.status(label):
-                found = longest(lambda seq_len, case=case: _fits(case, seq_len, place))  # type: ignore[misc]
+
+            def fits(seq_len: int, case: LongestCase = case) -> bool:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise _TimeIsUpError
+                return _fits(case, seq_len, place)
+
+            try:
+                with console.status(label):
+                    found = longest(fits)
+            except _TimeIsUpError:
+                return False
             record.append(case, OK, origin, Longest(found))
             console.print(f"{label}: {found} tokens")
+    return True

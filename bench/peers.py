@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from longformer_triton.bench.cases import Case, Inputs
@@ -91,25 +92,24 @@ class Varlen(Provider):
     lacks = frozenset({GLOBALS, DROPOUT, DILATION, GRAPH})
 
     def why_not_here(self, case: Case, device: torch.device) -> str | None:
-        """FlashAttention is for GPUs."""
+        """FlashAttention is for GPUs; PyTorch 2.11 has no grouped heads here."""
+        if case.real_key_heads != case.heads and "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+            return f"varlen_attn of PyTorch {torch.__version__} takes no grouped heads"
         return half_on_gpus(case, device)
 
     def prepare(self, inputs: Inputs) -> Run:
         """The batch as one packed text of equal parts; without padding packing is a view."""
-        from torch.nn.attention.varlen import varlen_attn
-
         case, length = inputs.case, inputs.case.real_len
         ends = torch.arange(0, case.batch * length + 1, length, dtype=torch.int32, device=inputs.grad_out.device)
-        grouped = case.real_key_heads != case.heads
+        grouped = {"enable_gqa": True} if case.real_key_heads != case.heads else {}
 
         def packed(name: str) -> Tensor:
             return inputs.packed[name][:, :length].reshape(case.batch * length, -1, case.head_dim)
 
         def run() -> Tensor:
-            out = varlen_attn(
-                packed("query"), packed("key"), packed("value"), ends, ends, length, length,
-                window_size=case.band, enable_gqa=grouped,
-            )  # fmt: skip
+            out = varlen.varlen_attn(
+                packed("query"), packed("key"), packed("value"), ends, ends, length, length, window_size=case.band, **grouped
+            )
             assert isinstance(out, Tensor)
             out = out.view(case.batch, length, case.heads, case.head_dim)
             return pad(out, (0, 0, 0, 0, 0, case.seq_len - length)).transpose(1, 2)

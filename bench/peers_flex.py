@@ -11,6 +11,8 @@ from longformer_triton.bench.cases import SCATTERED, TRAINING, Case, Inputs
 from longformer_triton.bench.provider import DROPOUT, GRAPH, Provider, Run
 
 _BLOCK = 128
+# Graphs that a process may compile: one for each cell.
+_MOST_GRAPHS = 10_000
 
 
 class Flex(Provider):
@@ -50,6 +52,9 @@ class Flex(Provider):
             device=str(device), _compile=device.type == "cuda",
         )  # fmt: skip
         if self._compiled is None:
+            # After eight cells it would go on uncompiled, without a word.
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _MOST_GRAPHS
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             type(self)._compiled = torch.compile(flex_attention, mode=self.mode)
         compiled = type(self)._compiled
         query, key, value = (inputs.heads_of(name) for name in ("query", "key", "value"))

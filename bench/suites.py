@@ -106,26 +106,42 @@ def model(device: str) -> ModelPlan:
 GPU_TOKENS = 65_536
 GPU_LENGTHS = tuple(2**power for power in range(10, 21))
 _GPU_PLACES = ((0, PREFIX), (1, PREFIX), (64, PREFIX), (64, SCATTERED))
+_TARGETS = (4 * _K, 16 * _K, 64 * _K)
+_SLOW_TO_COMPILE = "flex-tuned"
 _ON_CPUS = ("ours-torch", "reference", "sdpa-math", "chunks")
 
 
-def gpu_plans(device: str = "cuda") -> Iterator[tuple[str, Plan]]:
-    """The cells of ``bench gpu`` in steps, by name: of each kind cheap ones first, and dropout after all without it."""
-    peers = tuple(name for name in PROVIDERS if name not in _ON_CPUS)
+def gpu_plans(device: str = "cuda") -> Iterator[tuple[str, list[Plan]]]:
+    """The cells of ``bench gpu`` in steps, by name, in the order of their worth.
+
+    First graphs, and what the targets speak of; then all lengths, windows and globals, cheap ones first, and dropout after all
+    without it. What takes minutes to compile, flex_attention tuned by max-autotune, comes after the others of its kind.
+    """
+    peers = tuple(name for name in PROVIDERS if name not in (*_ON_CPUS, _SLOW_TO_COMPILE))
     plan = Plan(
-        windows=(128, 512, 2048), providers=peers, dtype="bfloat16", device=device, cell_seconds=0.5, max_call_seconds=5.0,
+        windows=(512,), providers=peers, dtype="bfloat16", device=device, cell_seconds=0.5, max_call_seconds=5.0,
     )  # fmt: skip
+
+    def at(lengths: Sequence[int], **axes: Any) -> list[Plan]:
+        return [dataclasses.replace(plan, lengths=(length,), batch=max(1, GPU_TOKENS // length), **axes) for length in lengths]
+
     for count, place in _GPU_PLACES[:2]:
-        alone = dataclasses.replace(plan, lengths=(4 * _K,), windows=(512,), providers=("ours-triton",), graph=1)
-        yield f"graph, {_named(count, place)}", dataclasses.replace(alone, num_globals=count, globals_at=place)
+        axes = {"num_globals": count, "globals_at": place}
+        yield (
+            f"graph, {_named(count, place)}",
+            [dataclasses.replace(plan, lengths=(4 * _K,), providers=("ours-triton",), graph=1, **axes)],
+        )
+    for count, place in _GPU_PLACES[:2]:
+        yield f"targets, {_named(count, place)}", at(_TARGETS, num_globals=count, globals_at=place)
+    yield "targets, tuned flex_attention", at(_TARGETS, providers=(_SLOW_TO_COMPILE,))
     for dropout in (0, 10):
         for count, place in _GPU_PLACES:
-            for length in GPU_LENGTHS:
-                name = f"sweep, {_named(count, place)}, {length} tokens" + (f", dropout {dropout} %" if dropout else "")
-                yield name, dataclasses.replace(
-                    plan, lengths=(length,), batch=max(1, GPU_TOKENS // length), num_globals=count, globals_at=place,
-                    dropout=dropout,
-                )  # fmt: skip
+            axes = {"num_globals": count, "globals_at": place, "dropout": dropout, "windows": (128, 512, 2048)}
+            name = f"sweep, {_named(count, place)}" + (f", dropout {dropout} %" if dropout else "")
+            yield name, at(GPU_LENGTHS, **axes)
+    for count, place in _GPU_PLACES:
+        axes = {"num_globals": count, "globals_at": place, "windows": (128, 512, 2048), "providers": (_SLOW_TO_COMPILE,)}
+        yield f"sweep of tuned flex_attention, {_named(count, place)}", at(GPU_LENGTHS, **axes)
 
 
 def _named(count: int, place: str) -> str:
@@ -134,7 +150,7 @@ def _named(count: int, place: str) -> str:
 
 def gpu(device: str) -> list[Plan]:
     """Everything that ``bench gpu`` sweeps, in one folder: lengths to a million, globals, dropout, graphs. Hours on a GPU."""
-    return [plan for _, plan in gpu_plans(device)]
+    return [plan for _, plans in gpu_plans(device) for plan in plans]
 
 
 def all_axes(device: str) -> list[Plan]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing as mp
 import multiprocessing.connection
 import time
@@ -23,6 +25,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _is_fault(outcome: Outcome) -> bool:
+    """Whether a GPU has reported a fault, after which nothing else runs in the process."""
+    status, reason, _ = outcome
+    return status == ERROR and any(name in reason for name in ("CUDA error", "HIP error"))
 
 
 def _serve(connection: multiprocessing.connection.Connection, device_name: str, threads: int | None, measure: Measure) -> None:
@@ -50,6 +58,11 @@ def _serve(connection: multiprocessing.connection.Connection, device_name: str, 
             last = traceback.extract_tb(error.__traceback__)[-1]
             lines = str(error).strip().splitlines()
             outcome = (status, f"{type(error).__name__}: {lines[0] if lines else ''} ({last.name}:{last.lineno})", None)
+        # What a cell leaves in PyTorch's cache would count as taken when the next one is asked whether it fits.
+        gc.collect()
+        if device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # after a fault not even this works
+                torch.cuda.empty_cache()
         connection.send(outcome)
 
 
@@ -92,6 +105,8 @@ class Worker:
                     return None
             outcome: Outcome = self._connection.recv()
             self._is_busy = False
+            if _is_fault(outcome):
+                self.stop()
             return outcome
         except (EOFError, OSError):
             self._process.join()

@@ -39,6 +39,6 @@ their gradients, a tensor (batch, heads, tokens, head_dim):
 ``PRECISION``, ``ACC``  of products (Triton's ``input_precision``), and the type of sums
 ======================  ==============================================================================================
 
-Inside, ``begin`` is where the first tile starts, ``low`` and ``high`` bound what a row meets, a ``slot`` is a place in the list of
-global tokens, ``alive`` rows are loaded and count, and CHECK says how much a tile has to look at (CLEAN, EDGE, HOLES).
+Inside, ``begin`` is where the first tile starts, ``low`` and ``high`` bound what a row meets, a ``slot`` is a place in the list
+of global tokens, ``alive`` rows are loaded and count, and CHECK says how much a tile has to look at (CLEAN, EDGE, HOLES).
 """

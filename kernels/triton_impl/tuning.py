@@ -178,8 +178,14 @@ class Target:
         Raises:
             NotServedError: the table has no line for the problem; the message says for which.
         """
-        if kernel in self.trial:
-            return self.trial[kernel]
+        config = self.trial.get(kernel) or self._known(kernel, head_dim, precision, dropout, checks, descriptors)
+        pipelined_by_pointers = kernel in KERNELS and not (descriptors and kernel in WINDOW_KERNELS)
+        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
+            return dataclasses.replace(config, num_stages=1)
+        return config
+
+    def _known(self, kernel: str, head_dim: int, precision: str, dropout: bool, checks: bool, descriptors: bool) -> Config:
+        """What the table says."""
         if kernel in FIXED:
             return FIXED[kernel]
         assert kernel in KERNELS, kernel
@@ -207,9 +213,6 @@ class Target:
                 f"for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, no configuration of the "
                 f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some)"
             )
-        pipelined_by_pointers = not (descriptors and kernel in WINDOW_KERNELS)
-        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
-            return dataclasses.replace(row.config, num_stages=1)
         return row.config
 
     def precision_of(self, dtype: torch.dtype) -> str:

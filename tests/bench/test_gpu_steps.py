@@ -29,7 +29,7 @@ def run(monkeypatch, folder, outcomes, **options):
 
         return step
 
-    monkeypatch.setattr(gpu, "steps", lambda: ((name, stand_in(name, outcome)) for name, outcome in outcomes.items()))
+    monkeypatch.setattr(gpu, "steps", lambda done: ((name, stand_in(name, outcome)) for name, outcome in outcomes.items()))
     well = gpu.run_gpu(folder, Console(quiet=True), options.get("time_limit"))
     return well, called
 
@@ -46,7 +46,7 @@ def test_results_are_named_after_the_gpu(monkeypatch, pretend_gpu):
 
 
 def test_a_rerun_goes_on_where_time_was_up(tmp_path, monkeypatch, pretend_gpu):
-    assert run(monkeypatch, tmp_path, {"first": True, "second": None, "third": True}) == (True, ["first", "second"])
+    assert run(monkeypatch, tmp_path, {"first": True, "second": None}) == (True, ["first", "second"])
     assert json.loads((tmp_path / "steps.json").read_text()) == {"first": True}
     assert run(monkeypatch, tmp_path, {"first": True, "second": True, "third": True}) == (True, ["second", "third"])
     assert run(monkeypatch, tmp_path, {"first": True, "second": True, "third": True}) == (True, [])
@@ -57,12 +57,41 @@ def test_what_is_not_well_is_remembered_and_does_not_stop_the_rest(tmp_path, mon
     assert run(monkeypatch, tmp_path, {"first": False, "second": True}) == (False, [])
 
 
+def test_what_took_longer_than_its_share_makes_room_and_is_tried_again(tmp_path, monkeypatch, pretend_gpu):
+    assert run(monkeypatch, tmp_path, {"first": None, "second": True}) == (True, ["first", "second"])
+    assert run(monkeypatch, tmp_path, {"first": True, "second": True}) == (True, ["first"])
+
+
+def test_checks_have_a_share_of_the_time_alone(tmp_path, monkeypatch):
+    waited = []
+
+    class Waits(subprocess.Popen):
+        def wait(self, timeout=None):
+            waited.append(timeout)
+            return super().wait()
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Waits)
+    assert gpu._command("half", [sys.executable, "-c", ""], share=0.5)(tmp_path, Console(quiet=True), 100.0) is True
+    assert gpu._command("all", [sys.executable, "-c", ""])(tmp_path, Console(quiet=True), None) is True
+    assert waited == [50.0, None]
+
+
+def test_tests_leave_out_what_a_content_doctor_has_checked(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        gpu, "_command", lambda name, command, **_: lambda *_: ran.append((name, "not shipped" in str(command)))
+    )
+    for done in ({}, {"doctor": False}, {"doctor": True}):
+        dict(gpu.steps(done))["tests"](tmp_path, Console(quiet=True), None)
+    assert ran == [("tests", False), ("tests", False), ("tests", True)]
+
+
 def test_the_steps_begin_with_correctness():
-    names = [name for name, _ in gpu.steps()]
+    names = [name for name, _ in gpu.steps({})]
     assert names[:2] == ["doctor", "tests"]
     assert len(set(names)) == len(names)
-    assert sum(name.startswith("sweep") for name in names) == 2 * 4 * 11
-    measured = [index for index, name in enumerate(names) if name.startswith(("graph", "sweep"))]
+    assert sum(name.startswith("sweep") for name in names) == 2 * 4 + 4
+    measured = [index for index, name in enumerate(names) if name.startswith(("graph", "targets", "sweep"))]
     assert names.index("tests") < min(measured)
     last = ["pictures of the sweeps", "model, bfloat16", "model, float32", "longest", "tuning, float16", "tuning, tf32"]
     assert names[max(measured) + 1 :] == last
@@ -71,7 +100,7 @@ def test_the_steps_begin_with_correctness():
 @pytest.mark.parametrize("installed", [False, True])
 def test_the_sanitizer_is_run_or_missed_aloud(installed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/opt/{name}" if installed else None)
-    found = {name: step for name, step in gpu.steps() if name in ("sanitizer", "memcheck", "racecheck")}
+    found = {name: step for name, step in gpu.steps({}) if name in ("sanitizer", "memcheck", "racecheck")}
     assert list(found) == (["memcheck", "racecheck"] if installed else ["sanitizer"])
     if not installed:
         assert found["sanitizer"](tmp_path, Console(), None) is True
@@ -95,7 +124,7 @@ def test_commands_of_this_package_run_in_processes_of_their_own(name, said, tmp_
         return start([*command, "--help"], **options)
 
     monkeypatch.setattr(gpu.subprocess, "Popen", ask_for_help)
-    assert dict(gpu.steps())[name](tmp_path, Console(quiet=True), None) is True
+    assert dict(gpu.steps({}))[name](tmp_path, Console(quiet=True), None) is True
     assert said in (tmp_path / f"{name.replace(', ', '-')}.txt").read_text()
 
 
@@ -143,7 +172,7 @@ def test_what_a_compiler_says_is_printed_as_it_is(monkeypatch, capsys):
 
 def test_sweeps_cover_the_axes_and_put_cheap_cells_first():
     plans = dict(suites.gpu_plans())
-    cells = [case for plan in plans.values() for case in plan.cases()]
+    cells = [case for each in plans.values() for plan in each for case in plan.cases()]
     sweeps = [case for case in cells if not case.graph]
     assert {case.window for case in sweeps if case.window} == {128, 512, 2048}
     assert {case.seq_len for case in sweeps} == {2**power for power in range(10, 21)}
@@ -155,8 +184,12 @@ def test_sweeps_cover_the_axes_and_put_cheap_cells_first():
     assert {"ours-triton", "varlen", "flex-tuned", "natten", "xformers", "flash-attn", "sdpa-cudnn"} <= {
         c.provider for c in sweeps
     }
-    lengths = [case.seq_len for name, plan in plans.items() if name.startswith("sweep, 1 globals") for case in plan.cases()]
-    assert lengths[: len(lengths) // 2] == sorted(lengths[: len(lengths) // 2])
+    lengths = [case.seq_len for plan in plans["sweep, 1 globals"] for case in plan.cases()]
+    assert lengths == sorted(lengths)
+    names = list(plans)
+    slow = [name for name, each in plans.items() if any(c.provider == "flex-tuned" for plan in each for c in plan.cases())]
+    assert names[2:5] == ["targets, 0 globals", "targets, 1 globals", "targets, tuned flex_attention"]
+    assert slow == ["targets, tuned flex_attention", *names[-4:]], "minutes of compiling come after the rest"
     in_graphs = [case for case in cells if case.graph]
     assert {(case.provider, case.seq_len, case.batch) for case in in_graphs} == {("ours-triton", 4096, 1)}
 
@@ -164,16 +197,16 @@ def test_sweeps_cover_the_axes_and_put_cheap_cells_first():
 def test_sweeps_share_a_folder_that_the_suite_goes_on_in(tmp_path, monkeypatch):
     ran = []
 
-    def stand_in(plan, folder, console):
+    def stand_in(plans, folder, console):
         folder.mkdir(exist_ok=True)
         ran.append(folder)
-        return plan.time_limit == 7.0
+        return plans[0].time_limit == 7.0
 
     monkeypatch.setattr(gpu, "run_sweep", stand_in)
-    steps = dict(gpu.steps())
+    steps = dict(gpu.steps({}))
     console = Console(quiet=True)
-    assert steps["sweep, 0 globals, 1024 tokens"](tmp_path, console, 7.0) is True
-    assert steps["sweep, 64 scattered globals, 1024 tokens, dropout 10 %"](tmp_path, console, 1.0) is None
+    assert steps["sweep, 0 globals"](tmp_path, console, 7.0) is True
+    assert steps["sweep, 64 scattered globals, dropout 10 %"](tmp_path, console, 1.0) is None
     assert ran == [tmp_path / "sweep"] * 2
     assert suites.suite_of(tmp_path / "sweep") == "gpu"
 
@@ -182,7 +215,7 @@ def test_correctness_needs_neither_transformers_nor_assets():
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "from longformer_triton.bench import gpu\n"
-        "names = [name for name, _ in gpu.steps()]\n"
+        "names = [name for name, _ in gpu.steps({})]\n"
         "assert names[0] == 'doctor' and 'LONGFORMER_TEST_ASSETS' not in __import__('os').environ"
     )
     environment = {name: value for name, value in os.environ.items() if name != "LONGFORMER_TEST_ASSETS"}
