@@ -76,3 +76,31 @@ def test_peak_memory_is_exact():
         torch.empty(2**18, dtype=torch.int8)
 
     assert peak_extra_bytes(hold_one_and_a_half_mib, CPU) == 2**20 + 2**19
+
+
+def test_a_gpu_spins_for_as_long_as_python_asks(monkeypatch):
+    """Its time is then that of the work, whatever the host's; a call that waits for the GPU is not given more and more."""
+    cell, spun, clock = Cell(small_case("ours-torch"), CPU), [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 7.0
+
+    def call():
+        clock[0] += asked.pop(0)
+
+    asked = [1e-3, 4e-3, 1.0, 1e-3]
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", spun.append)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(measure_module.time, "perf_counter", lambda: clock[0])
+    cell.device, cell.call, cell.synchronize = torch.device("cuda"), call, lambda: None
+    assert [cell.time_once() for _ in range(4)] == [7.0] * 4
+    seconds = [clocks / measure_module._CLOCKS_A_SECOND for clocks in spun]
+    assert seconds == pytest.approx([2e-3, 2e-3, 6e-3, 2e-2])

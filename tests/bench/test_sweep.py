@@ -3,13 +3,13 @@ import io
 import time
 
 import pytest
-from bench_stubs import die_on_the_first_case, never_answer
+from bench_stubs import die_on_the_first_case, meet_a_fault, never_answer
 from rich.console import Console
 
 from longformer_triton.bench import sweep as sweep_module
 from longformer_triton.bench.cases import FORWARD, Case
 from longformer_triton.bench.measure import Measurement, measure
-from longformer_triton.bench.record import DIED, OK, OUT_OF_MEMORY, SKIPPED, Record
+from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, SKIPPED, Record
 from longformer_triton.bench.suites import quick
 from longformer_triton.bench.sweep import Plan, label, run_sweep, unavailable, why_skip
 from longformer_triton.bench.worker import Worker
@@ -121,6 +121,16 @@ def test_a_child_that_is_gone_cannot_go_on_and_is_replaced_for_another_case():
     worker.stop()
     # An idle child leaves by itself, and so cleans up what it made.
     assert child.exitcode == 0
+
+
+def test_a_fault_of_a_gpu_ends_its_process():
+    worker = Worker("cpu", 1, meet_a_fault)
+    first = worker.run("fine", 0.0, None)[2]
+    assert worker.run("fine", 0.0, None)[2] == first
+    status, reason, _ = worker.run("fault", 0.0, None)
+    assert (status, "illegal memory access" in reason) == (ERROR, True)
+    assert worker.run("fine", 0.0, None)[2] != first
+    worker.stop()
 
 
 def test_a_deadline_stops_a_running_cell():

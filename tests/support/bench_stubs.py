@@ -13,3 +13,10 @@ def never_answer(connection, device_name, threads, measure):
     """Take the case and wait for a second one, which does not come."""
     connection.recv()
     connection.recv()
+
+
+def meet_a_fault(case, device, cell_seconds):
+    """What PyTorch raises when a kernel has left its memory, and in every call after it; else the number of the process."""
+    if case == "fault":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return os.getpid()
