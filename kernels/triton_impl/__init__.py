@@ -9,7 +9,7 @@
 ``global_rows.py``      rows of global tokens, split over the keys, and their combination
 ``backward_*.py``       gradients: a row's constants (``prepare``), queries, keys and values, everything global
 ``fused_dense.py``      windows that hold the whole text, by PyTorch's own kernels
-``wide_rows.py``        rows as wide as a model, whose products are left to cuBLAS
+``wide_rows.py``        rows as wide as a model, whose products are left to cuBLAS; ``keep_rows.py``: their dropout
 ======================  ==============================================================================================
 
 A launch hands a kernel every pointer and stride by itself; the first lines of each kernel gather them into ``Rows``, ``Strand``

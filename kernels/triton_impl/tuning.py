@@ -86,7 +86,7 @@ class Config:
 
 
 # Kernels that move a few numbers for each row: one configuration serves everywhere.
-FIXED = {name: Config(64, 64) for name in ("prepare", "rows_combine", "reduce")}
+FIXED = {name: Config(64, 64) for name in ("prepare", "rows_combine", "reduce")} | {"keep_rows": Config(16, 256)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Their "keys" and "values" are the hidden states themselves, as wide as the model, which fit no tile of a fused kernel; but the
 rows are few, so their scores are small and everything heavy is a matrix product over all heads at once. Those go to the
-library of the device; only elementwise work stands between them. Rows are taken in chunks that bound the scores, and nothing is
-read back.
+library of the device; only elementwise work stands between them, and one kernel of our own for what dropout keeps. Rows are
+taken in chunks that bound the scores, and nothing is read back.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
+from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
+from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.tuning import target_of
 
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
@@ -50,12 +54,44 @@ def _summed_product(rows: Tensor, columns: Tensor, key_heads: int) -> Tensor:
 
 
 def _keys_and_values(inputs: States, pattern: AttentionPattern) -> tuple[Tensor, Tensor]:
-    """In the accumulation type, zero at masked tokens, which may hold NaN."""
-    key, value = (accumulate(states) for states in inputs[1:])
-    if pattern.key_mask is None:
-        return key, value
-    missing = ~pattern.key_mask[:, None, :, None]
-    return key.masked_fill(missing, 0), value.masked_fill(missing, 0)
+    """In the accumulation type, zero at masked tokens, which may hold NaN. Hidden states, which are both, are read once."""
+    _, key, value = inputs
+    is_one = key.data_ptr() == value.data_ptr() and key.shape == value.shape and key.stride() == value.stride()
+    key = _readable(key, pattern)
+    return key, key if is_one else _readable(value, pattern)
+
+
+def _readable(states: Tensor, pattern: AttentionPattern) -> Tensor:
+    if pattern.key_mask is not None:
+        states = states.masked_fill(~pattern.key_mask[:, None, :, None], 0)
+    return accumulate(states)
+
+
+def _factors(scores: Tensor, first_slot: int, pattern: AttentionPattern, dropout: Dropout) -> Tensor:
+    """Dropout's factors of the rows from ``first_slot`` on, like ``scores`` (batch, heads, rows, seq_len)."""
+    batch, heads, rows, seq_len = scores.shape
+    config = target_of(scores.device).config("keep_rows", 64, "ieee", dropout=True, checks=True)
+    keep = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    available = {
+        "keep_ptr": keep,
+        "global_index_ptr": pattern.global_index,
+        "seed_ptr": dropout.seed,
+        "heads": heads,
+        "seq_len": seq_len,
+        "num_globals": pattern.global_index.shape[1],
+        "first_slot": first_slot,
+        "rows": rows,
+        "threshold": dropout.threshold,
+    }
+    programs = batch * heads * triton.cdiv(rows, config.block_m) * triton.cdiv(seq_len, config.block_n)
+    with torch.cuda.device_of(scores):
+        Launch.of(keep_rows, programs, config, available).run()
+    return keep.mul_(dropout.scale)
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """The sum over chunks."""
+    return part if total is None else total.add_(part)
 
 
 def _chunks(query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> Iterator[_Chunk]:
@@ -75,12 +111,7 @@ def _chunks(query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float,
         probability = (scores - lse[..., None]).exp().masked_fill(lse[..., None] == -torch.inf, 0)
         factor: Tensor | float = 1.0
         if dropout is not None:
-            position = pattern.global_index[:, columns].clamp_min(0)
-            streams = torch.arange(batch * heads, device=query.device).view(batch, heads)
-            samples = [
-                dropout.factor_range(streams[sample], position[sample], 0, seq_len, 0, scores.dtype) for sample in range(batch)
-            ]
-            factor = torch.stack(samples)
+            factor = _factors(scores, start, pattern, dropout)
         yield _Chunk(columns, alive, part, lse, probability, factor)
 
 
@@ -117,7 +148,8 @@ def rows_backward(
     query, key_heads = inputs[0], inputs[1].shape[1]
     need_query, need_key, need_value = needs
     key, value = _keys_and_values(inputs, pattern)
-    grad_key, grad_value = (torch.zeros_like(states) for states in (key, value))
+    grad_key: Tensor | None = None
+    grad_value: Tensor | None = None
     if need_query:
         grads[0].zero_()
     for chunk in _chunks(query, key, pattern, scale, dropout) if query.numel() else ():
@@ -133,7 +165,8 @@ def rows_backward(
             grad_probability = _product(grad_context, value.transpose(-1, -2))
             delta = (grad_context * context).sum(-1)
             if need_value:
-                grad_value += _summed_product(chunk.probability * chunk.factor, grad_context, key_heads)
+                part = _summed_product(chunk.probability * chunk.factor, grad_context, key_heads)
+                grad_value = _plus(grad_value, part)
         if grad_kept is not None:
             grad_probability = grad_probability + grad_kept[..., None]
             delta = delta + grad_kept * kept
@@ -143,8 +176,9 @@ def rows_backward(
         if need_query:
             grads[0][:, :, chunk.columns] = _product(grad_score, key).to(query.dtype)
         if need_key:
-            grad_key += _summed_product(grad_score, chunk.query, key_heads)
-    if need_key:
-        grads[1].copy_(grad_key)
-    if need_value:
-        grads[2].copy_(grad_value)
+            grad_key = _plus(grad_key, _summed_product(grad_score, chunk.query, key_heads))
+    for needed, grad, total in ((need_key, grads[1], grad_key), (need_value, grads[2], grad_value)):
+        if needed and total is None:
+            grad.zero_()
+        elif needed:
+            grad.copy_(total)

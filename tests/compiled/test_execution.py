@@ -13,6 +13,7 @@ from attention_cases import Case, Tf32Products, assert_close_to_float64, assert_
 
 from longformer_triton.bench.compiled import shipped_problems
 from longformer_triton.bench.inspect import title_of
+from longformer_triton.kernels import AttentionPattern, absorbed_global_attention
 
 # Tiles have 128 rows and 64 columns on most architectures: these lengths have several, and a cut one.
 PLAIN = Case(batch=1, heads=2, seq_len=200, head_dim=64, window=(70, 50))
@@ -109,3 +110,21 @@ def test_dropout_masks_are_those_of_the_pytorch_backend(on_machine):
     inputs = [torch.full_like(tensor, slot % 3 == 2) for slot, tensor in enumerate(case.inputs(torch.float16))]
     got, expected = (case.run(inputs, backend)[0] for backend in ("triton", "torch"))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_absorbed_rows_drop_what_the_pytorch_backend_drops(architecture, on_machine):
+    """Their products are cuBLAS's; what dropout keeps is a kernel of ours. Places in the list past a sample's count hold -1."""
+    on_machine(architecture)
+    marks = torch.zeros(2, 300)
+    marks[0, [0, 70, 299]] = marks[1, [5]] = 1
+    pattern = AttentionPattern.from_masks(torch.ones(2, 300), marks, window=4)
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((2, 300, 16), (2, 3, pattern.global_index.shape[1], 8), (24, 16), (24, 16), (24,))
+    inputs = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    results = []
+    for backend in ("triton", "torch"):
+        out = absorbed_global_attention(*inputs, pattern, dropout_p=0.3, dropout_seed=torch.tensor(7), backend=backend)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)  # sums in another order
