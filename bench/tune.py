@@ -21,7 +21,7 @@ from longformer_triton.bench.compiled import Compiled, Variant, bound_of, compil
 from longformer_triton.bench.inspect import PRODUCTS
 from longformer_triton.bench.ptx_machine.launches import run_launch
 from longformer_triton.bench.ptx_machine.memory import FaultError
-from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
     KERNEL_OF,

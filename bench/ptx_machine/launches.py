@@ -13,7 +13,7 @@ from longformer_triton.bench.ptx_machine.machine import Code, Program
 from longformer_triton.bench.ptx_machine.memory import FaultError, GlobalMemory, SharedMemory
 from longformer_triton.bench.ptx_machine.parse import parse
 from longformer_triton.bench.ptx_machine.transfers import TensorMap
-from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.steps import Launch
 
 # Where tensor maps lie among the parameters.
 _MAPS = 0x5000_0000

@@ -3,6 +3,7 @@
 ======================  ==============================================================================================
 ``launch.py``           the host: which kernels run, in which order, over what
 ``problem.py``          one call as data: the arguments that its kernels share, grids, descriptors
+``steps.py``            a launch, and the compiled program that it takes
 ``tuning.py``           launch configurations: ``configurations.csv`` by architecture, precision, head_dim and problem
 ``primitives.py``       what kernels share: tiles, loads, the mask rule, the softmax update, dropout
 ``forward.py``          windows with global keys

@@ -29,7 +29,8 @@ from longformer_triton.kernels.triton_impl.backward_global import (
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.problem import Given, HostStep, Launch, Problem, States, Step, tensor_arguments
+from longformer_triton.kernels.triton_impl.problem import Given, Problem, States, tensor_arguments
+from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
 

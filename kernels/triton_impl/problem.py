@@ -1,11 +1,11 @@
-"""One call of the backend as data: its launches, and what their kernels have in common."""
+"""One call of the backend as data: what its kernels have in common, and what a backward pass starts from."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
+from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError, Target, target_of
 
 # query, key, value
@@ -29,36 +30,6 @@ _TARGET_PROGRAMS = 528
 _LARGEST_BLOCK = 512
 # Times these, the floor of masked scores (primitives.FLOOR, -2**100) still is far below any other score, and still is finite.
 _SCALES = (1e-20, 1e8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """One kernel with its grid, its arguments in the order of its signature, and its configuration."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    config: Config
-
-    @staticmethod
-    def of(kernel: Any, programs: int, config: Config, available: dict[str, Any]) -> Launch:
-        """Pick the kernel's arguments out of everything that is available."""
-        available = {**available, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        return Launch(kernel, programs, {name: available[name] for name in kernel.arg_names}, config)
-
-    def run(self) -> None:
-        """Launch on the current stream."""
-        self.kernel[(self.programs,)](**self.arguments, **self.config.options())
-
-
-@dataclasses.dataclass(frozen=True)
-class HostStep:
-    """What PyTorch does between two launches."""
-
-    run: Callable[[], object]
-
-
-Step = Launch | HostStep
 
 
 def fits_descriptor(states: Tensor) -> bool:

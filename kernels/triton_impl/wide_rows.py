@@ -19,7 +19,7 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
 from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
-from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import target_of
 
 # query, key, value

@@ -11,7 +11,7 @@ from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Variant, compile_launch
 from longformer_triton.bench.tune import launch_of, problems_served
 from longformer_triton.kernels import AttentionPattern, backends, longformer_attention, ops
-from longformer_triton.kernels.triton_impl import problem, tuning
+from longformer_triton.kernels.triton_impl import problem, steps, tuning
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
     POINTERS,
@@ -245,7 +245,7 @@ def test_asked_for_by_name_a_missing_backward_is_refused_before_the_forward_runs
     rows = {key: row for key, row in configurations().items() if not row.kernel.startswith("backward")}
     monkeypatch.setattr(tuning, "configurations", lambda: rows)
     ran = []
-    monkeypatch.setattr(problem.Launch, "run", lambda self: ran.append(self.kernel.__name__))
+    monkeypatch.setattr(steps.Launch, "run", lambda self: ran.append(self.kernel.__name__))
     (states, *_), pattern = states_and_pattern(torch.float16, 64, 1)
     inputs = [states.clone() for _ in range(6)]
     inputs[3] = inputs[3][:, :, :1]

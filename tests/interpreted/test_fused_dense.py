@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend
 
 from longformer_triton.kernels import ops
 from longformer_triton.kernels.triton_impl import fused_dense
-from longformer_triton.kernels.triton_impl.problem import Launch
+from longformer_triton.kernels.triton_impl.steps import Launch
 
 ATEN = torch.ops.aten
 LENGTH = 24

@@ -1,0 +1,93 @@
+"""What a call of the backend is made of: launches of kernels, and what PyTorch does between them.
+
+A kernel has some sixty arguments, and Triton looks at each of them in every launch, to see which of the programs that it has
+compiled it wants: 50 microseconds of Python, where the kernel itself may take 20. What decides is little, and known here, so
+the programs that Triton gives out are kept by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from longformer_triton.kernels.triton_impl.tuning import Config
+
+# By what decides about them, the programs that Triton has compiled and loaded.
+_programs: dict[Hashable, Any] = {}
+
+
+@functools.lru_cache
+def _parameters(kernel: Any) -> tuple[tuple[bool, bool], ...]:
+    """Of each parameter, whether it is a constant, and whether some values of a number get programs of their own."""
+    return tuple((parameter.is_constexpr, not parameter.do_not_specialize) for parameter in kernel.params)
+
+
+def _kind(value: Any, parameter: tuple[bool, bool]) -> Hashable:
+    """What Triton's choice of a program sees of an argument, or more.
+
+    Of pointers their type and whether they are aligned to 16 bytes; of whole numbers their width and, where they are
+    specialised, whether they are 1 or multiples of 16; of numbers that are no whole ones, nothing. Constants are themselves.
+    """
+    is_constant, is_specialised = parameter
+    if is_constant:
+        return value
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if type(value) is int:
+        is_wide = not -(2**31) <= value < 2**31
+        return (is_wide, value == 1, value % 16 == 0) if is_specialised else is_wide
+    if isinstance(value, TensorDescriptor):
+        return value.base.dtype, *value.block_shape
+    return float if type(value) is float else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel with its grid, its arguments in the order of its signature, and its configuration."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    config: Config
+
+    @staticmethod
+    def of(kernel: Any, programs: int, config: Config, available: dict[str, Any]) -> Launch:
+        """Pick the kernel's arguments out of everything that is available."""
+        available = {**available, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        return Launch(kernel, programs, {name: available[name] for name in kernel.arg_names}, config)
+
+    @property
+    def program_key(self) -> Hashable:
+        """Equal for two launches only if one program of Triton's serves both, on one device."""
+        kinds = map(_kind, self.arguments.values(), _parameters(self.kernel))
+        return (self.kernel, self.config, *kinds)
+
+    def run(self) -> None:
+        """Launch on the current stream of the current device."""
+        is_compiled_for_nvidia = isinstance(self.kernel, triton.JITFunction) and torch.version.hip is None
+        # AMD's programs differ by the sizes of tensors too.
+        key = (torch.cuda.current_device(), self.program_key) if is_compiled_for_nvidia else None
+        program = _programs.get(key)
+        if program is not None:
+            program[(self.programs, 1, 1)](*self.arguments.values())
+            return
+        program = self.kernel[(self.programs,)](**self.arguments, **self.config.options())
+        if key is not None:
+            _programs[key] = program
+
+
+@dataclasses.dataclass(frozen=True)
+class HostStep:
+    """What PyTorch does between two launches."""
+
+    run: Callable[[], object]
+
+
+Step = Launch | HostStep
