@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
@@ -29,7 +28,7 @@ from longformer_triton.kernels.triton_impl.backward_global import (
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.problem import Given, Problem, States, tensor_arguments
+from longformer_triton.kernels.triton_impl.problem import Given, Problem, States, ceil_div, tensor_arguments
 from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
@@ -247,5 +246,5 @@ def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grad
     if need_key or need_value:
         config = problem.config("rows_backward_key_value")
         available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
-        programs = problem.batch * (problem.heads // problem.group) * triton.cdiv(problem.seq_len, config.block_n)
+        programs = problem.batch * (problem.heads // problem.group) * ceil_div(problem.seq_len, config.block_n)
         yield Launch.of(rows_grad_key_value, programs, config, available)

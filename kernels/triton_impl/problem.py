@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -32,6 +31,11 @@ _LARGEST_BLOCK = 512
 _SCALES = (1e-20, 1e8)
 
 
+def ceil_div(number: int, divisor: int) -> int:
+    """As ``triton.cdiv``, which outside of kernels costs microseconds."""
+    return -(-number // divisor)
+
+
 def fits_descriptor(states: Tensor) -> bool:
     """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
     size = states.element_size()
@@ -47,7 +51,7 @@ def fits_descriptor(states: Tensor) -> bool:
 def _fitting_copy(states: Tensor) -> Tensor:
     """A copy that the copy engine can address: rows begin at multiples of 16 bytes, whatever their length."""
     aligned = 16 // states.element_size()
-    width = triton.cdiv(states.shape[-1], aligned) * aligned
+    width = ceil_div(states.shape[-1], aligned) * aligned
     return states.new_empty((*states.shape[:-1], width))[..., : states.shape[-1]].copy_(states)
 
 
@@ -158,7 +162,7 @@ class Problem:
             "rescale": 256 / (256 - threshold),
             "keep_share": (256 - threshold) / 256,
             "HEAD_DIM": self.head_dim,
-            "BLOCK_D": max(16, triton.next_power_of_2(self.head_dim)),
+            "BLOCK_D": max(16, 1 << (self.head_dim - 1).bit_length()),
             "BLOCK_G": 16,
             "HAS_MASK": pattern.key_mask is not None,
             "HAS_GLOBALS": self.num_globals > 0,
@@ -213,16 +217,16 @@ class Problem:
 
     def tiles(self, run: dict[str, int], block: int) -> int:
         """Programs of a launch over the tokens, for every head of a run."""
-        steps = triton.cdiv(self.seq_len, run["dilation"])
-        return self.batch * run["run_heads"] * run["dilation"] * triton.cdiv(steps, block)
+        steps = ceil_div(self.seq_len, run["dilation"])
+        return self.batch * run["run_heads"] * run["dilation"] * ceil_div(steps, block)
 
     def global_blocks(self, heads: int) -> int:
         """Programs of a launch over the global tokens."""
-        return self.batch * heads * triton.cdiv(self.num_globals, self.arguments["BLOCK_G"])
+        return self.batch * heads * ceil_div(self.num_globals, self.arguments["BLOCK_G"])
 
     def splits(self, programs: int, block: int) -> int:
         """Into how many parts a sum over the text is cut."""
-        return max(1, min(_TARGET_PROGRAMS // programs, triton.cdiv(self.seq_len, 4 * block)))
+        return max(1, min(_TARGET_PROGRAMS // programs, ceil_div(self.seq_len, 4 * block)))
 
     def partials(self, heads: int, splits: int, *channels: int) -> Tensor:
         """Uninitialised partial sums of the global tokens, one a split."""
@@ -246,7 +250,7 @@ class Given:
         They are of all tokens, of the global tokens alone, or of all others.
         """
         # Rows begin at multiples of 16 bytes, as the copy engine wants them.
-        row_stride = problem.num_globals if of_globals else triton.cdiv(problem.seq_len, 4) * 4
+        row_stride = problem.num_globals if of_globals else ceil_div(problem.seq_len, 4) * 4
         shape = (problem.batch, problem.heads, row_stride)
         # Where only lse has a gradient, that of out is a zero seen through strides of zero.
         grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
@@ -271,6 +275,6 @@ class Given:
             "SKIP_GLOBALS": without_globals and problem.pattern.global_mask is not None,
             "GATHER": of_globals,
         }
-        programs = problem.batch * problem.heads * triton.cdiv(row_stride, config.block_m)
+        programs = problem.batch * problem.heads * ceil_div(row_stride, config.block_m)
         launch = Launch.of(prepare_rows, programs, config, {**problem.arguments, **arguments, **own})
         return launch, arguments

@@ -85,6 +85,11 @@ class Config:
         return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
 
 
+@functools.lru_cache
+def _not_pipelined(config: Config) -> Config:
+    return dataclasses.replace(config, num_stages=1)
+
+
 # Kernels that move a few numbers for each row: one configuration serves everywhere.
 FIXED = {name: Config(64, 64) for name in ("prepare", "rows_combine", "reduce")} | {"keep_rows": Config(16, 256)}
 
@@ -181,7 +186,7 @@ class Target:
         config = self.trial.get(kernel) or self._known(kernel, head_dim, precision, dropout, checks, descriptors)
         pipelined_by_pointers = kernel in KERNELS and not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
-            return dataclasses.replace(config, num_stages=1)
+            return _not_pipelined(config)
         return config
 
     def _known(self, kernel: str, head_dim: int, precision: str, dropout: bool, checks: bool, descriptors: bool) -> Config:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
 from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
+from longformer_triton.kernels.triton_impl.problem import ceil_div
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import target_of
 
@@ -83,7 +83,7 @@ def _factors(scores: Tensor, first_slot: int, pattern: AttentionPattern, dropout
         "rows": rows,
         "threshold": dropout.threshold,
     }
-    programs = batch * heads * triton.cdiv(rows, config.block_m) * triton.cdiv(seq_len, config.block_n)
+    programs = batch * heads * ceil_div(rows, config.block_m) * ceil_div(seq_len, config.block_n)
     with torch.cuda.device_of(scores):
         Launch.of(keep_rows, programs, config, available).run()
     return keep.mul_(dropout.scale)
