@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class Varlen(Provider):
         """The batch as one packed text of equal parts; without padding packing is a view."""
         case, length = inputs.case, inputs.case.real_len
         ends = torch.arange(0, case.batch * length + 1, length, dtype=torch.int32, device=inputs.grad_out.device)
-        grouped = {"enable_gqa": True} if case.real_key_heads != case.heads else {}
+        grouped: dict[str, Any] = {"enable_gqa": True} if case.real_key_heads != case.heads else {}
 
         def packed(name: str) -> Tensor:
             return inputs.packed[name][:, :length].reshape(case.batch * length, -1, case.head_dim)

@@ -126,7 +126,7 @@ def gpu_plans(device: str = "cuda") -> Iterator[tuple[str, list[Plan]]]:
         return [dataclasses.replace(plan, lengths=(length,), batch=max(1, GPU_TOKENS // length), **axes) for length in lengths]
 
     for count, place in _GPU_PLACES[:2]:
-        axes = {"num_globals": count, "globals_at": place}
+        axes: dict[str, Any] = {"num_globals": count, "globals_at": place}
         yield (
             f"graph, {_named(count, place)}",
             [dataclasses.replace(plan, lengths=(4 * _K,), providers=("ours-triton",), graph=1, **axes)],

@@ -178,7 +178,5 @@ def rows_backward(
         if need_key:
             grad_key = _plus(grad_key, _summed_product(grad_score, chunk.query, key_heads))
     for needed, grad, total in ((need_key, grads[1], grad_key), (need_value, grads[2], grad_value)):
-        if needed and total is None:
-            grad.zero_()
-        elif needed:
-            grad.copy_(total)
+        if needed:
+            grad.zero_() if total is None else grad.copy_(total)
