@@ -2,7 +2,8 @@
 
 A sample is cut into *strands*: sets of heads with one dilation d, and for each of them the d residue classes of the tokens.
 Inside a strand the window is contiguous, so each block of queries meets one slice of keys; the global keys that lie outside
-the window of a query join the same softmax as a second set of keys. Nothing is padded or copied: blocks are views.
+the window of a query join the same softmax as a second set of keys. Nothing is padded, and blocks are views; what is copied
+is what has to change its type, masked rows, and the global keys.
 
 Padding at the ends only shortens the strands; padding inside becomes a bias. Counts, spans and masks are read on
 the host, which is free on a CPU and synchronises many times a call elsewhere.
@@ -299,7 +300,7 @@ def _strand_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
-    window: Accumulator,
+    sums: Accumulator,
 ) -> None:
     """Add the gradients of one strand; the states are those of one sample, (heads, seq_len, ...)."""
     strand, positions = blocks.strand, blocks.sample.global_position
@@ -314,11 +315,11 @@ def _strand_backward(
         if row_dead is not None:
             row_lse, delta = row_lse.masked_fill(row_dead, _NO_PROBABILITY), delta.masked_fill(row_dead, 0)
         grad_query, grad_sets = backward_tile(
-            blocks.rows_of(blocks.query, rows), grad_rows, row_lse, delta, key_sets, scale, window.needs, blocks.workspace
+            blocks.rows_of(blocks.query, rows), grad_rows, row_lse, delta, key_sets, scale, sums.needs, blocks.workspace
         )
         first, step = tokens.start, strand.dilation
-        window.add(0, heads, slice(first + rows.start * step, first + rows.stop * step, step), grad_query)
+        sums.add(0, heads, slice(first + rows.start * step, first + rows.stop * step, step), grad_query)
         places: list[slice | Tensor] = [slice(first + keys.start * step, first + keys.stop * step, step), positions]
         for where, (grad_key, grad_value) in zip(places, grad_sets, strict=False):
-            window.add(1, key_heads, where, grad_key)
-            window.add(2, key_heads, where, grad_value)
+            sums.add(1, key_heads, where, grad_key)
+            sums.add(2, key_heads, where, grad_value)

@@ -1,4 +1,4 @@
-"""Every refusal of this package's attention: the argument, what was given, what is expected, what to do.
+"""Refusals of arguments: which, what was given, what is expected, what to do. (Backends refuse what they cannot run.)
 
 Checks of shapes, types and devices always run. Checks of values (:func:`mask_values`) read tensors, so they run only where that
 costs no synchronisation; :func:`should_validate` decides.

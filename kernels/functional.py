@@ -18,7 +18,13 @@ _told: set[str] = set()
 
 
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
-    """Which backends run on ``device``: {name: None if it runs, else the reason why not}, best first.
+    """Which backends run on a device.
+
+    Args:
+        device: a torch.device or its name, here or not.
+
+    Returns:
+        {name: None if it runs there, else the reason why not}, best first.
 
     Raises:
         ValueError: no device has that name.
@@ -65,7 +71,8 @@ def sliding_window_attention(
         dropout_p: probability of dropping an attention probability, rounded to a multiple of 1/256.
         dropout_seed: int64 tensor of shape (); the mask is a function of it. None draws one from torch's generator.
         return_lse: also return the log-sum-exp of the scores, natural log, differentiable.
-        backend: "triton", "torch", "reference", or None for the best that runs on the tensors' device.
+        backend: "triton", "torch", "reference", or None for the best that runs on the tensors' device. "triton" wants
+            neighbouring channels (a last stride of 1) and a scale of 0 or 1e-20 to 1e8, whatever its sign.
 
     Returns:
         out, the shape and dtype of ``query``; with ``return_lse`` also lse (batch, heads, seq_len), float32 (float64 for
@@ -116,10 +123,11 @@ def longformer_attention(
     Global Attention".
 
     Args:
-        query, key, value: as in :func:`sliding_window_attention`.
+        query, key, value: as in :func:`sliding_window_attention`. The rows of ``query`` at global tokens count for nothing, but
+            have to be finite (docs/limits.md, "NaN").
         query_global: (batch, heads, G, head_dim), the rows at ``pattern.global_index``: ``pattern.gather_global(x)``. Rows at
-            -1 are ignored, NaN included, and get zero gradient.
-        key_global, value_global: (batch, key_heads, seq_len, head_dim).
+            -1 are ignored, NaN included, and get zero gradient. Of the dtype of ``query``, as the following.
+        key_global, value_global: (batch, key_heads, seq_len, head_dim); key_heads need not be those of ``key``.
         pattern: an :class:`AttentionPattern` that is not causal.
         scale, dropout_p, dropout_seed, return_lse, backend: as in :func:`sliding_window_attention`.
 
@@ -164,7 +172,7 @@ def absorbed_global_attention(
     G * (heads - 1) < hidden_size; the numbers are the same, dropout and all gradients included.
 
     Args:
-        hidden_states: (batch, seq_len, hidden_size).
+        hidden_states: (batch, seq_len, hidden_size), float16, bfloat16, float32 or float64; all tensors have one dtype.
         query_global: (batch, heads, G, head_dim), as in :func:`longformer_attention`.
         key_weight, value_weight: (heads * head_dim, hidden_size), as in ``torch.nn.Linear``.
         value_bias: (heads * head_dim,) or None.
@@ -302,9 +310,9 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | None) -> str:
-    """The backend that runs, by the operators' names; says once when that is not a GPU kernel.
+    """The backend that runs, by the operators' names; logs once when that is not a GPU kernel.
 
-    Whether gradients are wanted is known here alone: inside an operator none ever are.
+    Only here is it known whether gradients are wanted: inside an operator none are.
     """
     query = inputs[0]
     chosen = backends.choose(requested, query.device, query.dtype, head_dim)

@@ -6,7 +6,7 @@ checkpointing see opaque nodes with known shapes:
 * ``longformer_triton::attention``: windows and global keys, and with the three global projections the rows of global queries;
 * ``longformer_triton::global_rows``: full attention of a few rows alone, for absorbed global projections.
 
-Saved for backward are the inputs, ``out`` and ``lse``: nothing quadratic, and nothing per window.
+Saved for backward are the inputs and results, with the pattern's tensors: nothing quadratic, and nothing per window.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A query token ``i`` sees a key token ``j`` when both are real tokens and
     (j is global)  or  (j = i + m * dilation  for some  -left <= m <= right)
 
 and, in a causal pattern, ``j <= i`` as well (Beltagy, Peters, Cohan 2020, arXiv 2004.05150, sections 3.1 and 3.2). Every
-backend calls :func:`in_band` and :func:`key_range` or has a jitted twin of them; nothing else in the package restates the rule.
+backend calls :func:`in_band` and :func:`key_range` or has a twin of them, and is tested against this rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PICTURE_TOKENS = 64
 
 
 def in_band(query_position: Tensor, key_position: Tensor, left: int, right: int, dilation: int | Tensor) -> Tensor:
-    """Whether each key lies in the window of each query; positions are absolute and broadcast against each other."""
+    """Whether each key lies in the window of each query; positions broadcast against each other."""
     distance = key_position - query_position
     inside = (distance >= -left * dilation) & (distance <= right * dilation)
     if isinstance(dilation, int) and dilation == 1:
@@ -31,20 +31,20 @@ def in_band(query_position: Tensor, key_position: Tensor, left: int, right: int,
     return inside & (distance % dilation == 0)
 
 
-def key_range(first_query: int, last_query: int, left: int, right: int, seq_len: int) -> tuple[int, int]:
-    """The half-open range of keys that the queries ``first_query .. last_query - 1`` see without dilation.
+def key_range(first_query: int, end_query: int, left: int, right: int, seq_len: int) -> tuple[int, int]:
+    """The half-open range of keys that any of the queries ``first_query .. end_query - 1`` sees without dilation.
 
-    It is its own inverse with ``left`` and ``right`` exchanged: ``key_range(a, b, right, left, n)`` are the queries that see
-    the keys ``a .. b - 1``.
+    With ``left`` and ``right`` exchanged it goes the other way: ``key_range(a, b, right, left, n)`` are the queries that see
+    any of the keys ``a .. b - 1``.
     """
-    return max(0, first_query - left), min(seq_len, last_query + right)
+    return max(0, first_query - left), min(seq_len, end_query + right)
 
 
 def flags_and_span(key_mask: Tensor) -> tuple[Tensor, Tensor]:
     """``key_flags`` and ``key_span`` of a pattern, by which backends leave out the padding before and after a text.
 
-    Flags are int16: the compiler lays out products by the narrowest numbers that their operands depend on, and by bytes lays
-    out some of them wrongly (bench/LOG.md, "a mask of bytes").
+    Flags are int16: Triton picks a product's layout by the narrowest type that its operands depend on, and miscompiles some of
+    those that it picks for bytes (bench/LOG.md, "a mask of bytes").
     """
     flags = key_mask.to(torch.int16, memory_format=torch.contiguous_format)
     first = flags.argmax(1)
@@ -155,7 +155,7 @@ class AttentionPattern:
 
     @property
     def covering(self) -> Literal["full", "causal"] | None:
-        """Which attention this is where windows leave out nothing: "full", "causal" (all keys up to the query), or else None.
+        """The dense attention that this amounts to when no window leaves anything out: "full", "causal", or None when some do.
 
         Global keys then add nothing: every query that may see one has it inside its window.
         """

@@ -19,7 +19,7 @@ class Workspace:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised contiguous tensor, valid until ``name`` is taken again; of the device and the dtype of ``like``."""
+        """An uninitialised contiguous tensor on the device of ``like``, valid until ``name`` is taken again."""
         size, dtype = math.prod(shape), dtype or like.dtype
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:

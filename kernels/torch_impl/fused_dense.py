@@ -35,7 +35,7 @@ def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tenso
 
 
 def _readable(states: Tensor, hole: Tensor | None = None) -> Tensor:
-    """Zero at masked tokens, and rows of neighbouring channels one after the other.
+    """Zero at masked tokens, with channels that are neighbours and rows that do not overlap.
 
     The fused kernel takes no notice of the stride of channels, and hands that of rows to a matrix product that wants room.
     """

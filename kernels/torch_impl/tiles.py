@@ -34,7 +34,7 @@ class KeySet(NamedTuple):
     key: Tensor  # [heads, keys, head_dim]
     value: Tensor  # [heads, keys, value_dim]
     bias: Tensor | None  # [queries, keys] or [1, keys], 0 where visible, FLOOR where not; None: all visible
-    factor: Tensor | None  # [heads, queries, keys], dropout's 0 or 1 / (1 - p); None: no dropout
+    factor: Tensor | None  # [heads, queries, keys], dropout's 0 or 256 / (256 - t); None: no dropout
 
 
 class Needs(NamedTuple):

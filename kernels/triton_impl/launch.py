@@ -79,7 +79,7 @@ def forward_steps(
         config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
         for run in problem.runs():
             available = {**problem.arguments, **results, **run, **tiles}
-            yield Launch.of(window_forward, problem.tiles(run, config.block_m), config, available)
+            yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
     if rows is not None and problem.num_globals:
         problem = problem.of_rows(rows)
         yield from _rows_forward_steps(problem, results)
@@ -157,7 +157,9 @@ def _window_backward_steps(
             {**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale * problem.arguments["rescale"]}
         )
         for run in problem.runs():
-            yield Launch.of(window_grad_query, problem.tiles(run, config.block_m), config, {**available, **run, **tiles})
+            yield Launch.of(
+                window_grad_query, problem.window_programs(run, config.block_m), config, {**available, **run, **tiles}
+            )
     if need_key or need_value:
         yield from _key_value_steps(problem, available, need_key, need_value, grads)
 
@@ -191,7 +193,7 @@ def _key_value_steps(
     numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
     config, tiles = problem.config_and_tiles("backward_key_value", "block_m", rows, numbers)
     for run in problem.runs():
-        yield Launch.of(window_grad_key_value, problem.tiles(run, config.block_n), config, {**sums, **run, **tiles})
+        yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, {**sums, **run, **tiles})
     if problem.group > 1:
         for name in needed:
             yield HostStep(functools.partial(_sum_groups, sums[f"grad_{name}_ptr"], available[f"grad_{name}_ptr"]))

@@ -88,7 +88,7 @@ tile_phases = triton.jit(tile_phases_of)
 
 @triton.jit
 def window_program(first_head, run_heads, seq_len, dilation, BLOCK: tl.constexpr):
-    """(batch, head, residue, first step): the tile of BLOCK steps that this program owns, one of ``problem.num_programs``.
+    """(batch, head, residue, first step): the tile of BLOCK steps that this program owns, one of ``Problem.window_programs``.
 
     Tiles run through one strand after the other, each of the longest one's length.
     """

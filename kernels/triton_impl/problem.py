@@ -23,7 +23,7 @@ from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError,
 # query, key, value
 States = tuple[Tensor, Tensor, Tensor]
 
-# Sums over the whole text are split until there are about this many programs: four for each multiprocessor of the largest GPUs.
+# Sums over the whole text are split until there are about this many programs: four for each multiprocessor of an H100.
 _TARGET_PROGRAMS = 528
 # Queries or keys of the largest tile that a table may name.
 _LARGEST_BLOCK = 512
@@ -215,7 +215,7 @@ class Problem:
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count
 
-    def tiles(self, run: dict[str, int], block: int) -> int:
+    def window_programs(self, run: dict[str, int], block: int) -> int:
         """Programs of a launch over the tokens, for every head of a run."""
         steps = ceil_div(self.seq_len, run["dilation"])
         return self.batch * run["run_heads"] * run["dilation"] * ceil_div(steps, block)

@@ -1,4 +1,4 @@
-"""Which launch configuration a kernel gets: a table by architecture, precision, head_dim and problem, in plain Python.
+"""Which launch configuration a kernel gets: a table by architecture, precision, head_dim and problem.
 
 The table is ``configurations.csv`` beside this file: one line a configuration, with its reason, and with the registers and the
 shared memory that it took when it was compiled ahead of time, which the tests hold it to. ``bench tune`` writes such lines.
@@ -178,7 +178,7 @@ class Target:
     def config(
         self, kernel: str, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool = False
     ) -> Config:
-        """The configuration of a kernel; with ``checks`` it serves problems without them too, where these have no line.
+        """The configuration of a kernel; a line with ``checks`` serves problems without them that have none of their own.
 
         Raises:
             NotServedError: the table has no line for the problem; the message says for which.
@@ -246,7 +246,7 @@ class Target:
 
 @functools.lru_cache
 def target_of(device: torch.device) -> Target:
-    """The target that ``device`` is."""
+    """The target for ``device``."""
     if os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu":
         return Target(INTERPRETER, descriptors=False)
     if torch.version.hip is not None:
