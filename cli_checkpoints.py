@@ -82,7 +82,11 @@ def convert(
 
 def _memories(asked: str | None) -> tuple[str, ...]:
     """The columns of ``fits``: one memory stands before the usual ones, several stand alone."""
+    from longformer_triton.model.files import size_in_bytes
+
     given = () if asked is None else tuple(asked.split(","))
+    for size in given:
+        size_in_bytes(size, "memory")
     return given if len(given) > 1 else (*given, *(usual for usual in _MEMORIES if usual not in given))
 
 
@@ -122,8 +126,8 @@ def fits(
     from longformer_triton.model import memory_tables
 
     lengths = (None,) if length is None else numbers("--length", length)
-    if len(lengths) != 1:
-        raise typer.BadParameter(f"got {length!r}, expected one number", param_hint="--length")
+    if len(lengths) != 1 or (lengths[0] is not None and lengths[0] < 1):
+        raise typer.BadParameter(f"got {length!r}, expected one number, 1 or more", param_hint="--length")
     try:
         plan = memory_tables.Plan.of(
             _memories(memory),

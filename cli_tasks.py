@@ -57,7 +57,8 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
             yield from _decoded("standard input", sys.stdin, chosen)
             continue
         if not path.is_file():
-            raise typer.BadParameter(f"{path}: no such file", param_hint="FILES")
+            what = "a folder, expected files" if path.is_dir() else "no such file"
+            raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
         with path.open(encoding="utf-8") as file:
             yield from _decoded(str(path), file, chosen)
 

@@ -77,8 +77,12 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
             :class:`LongformerQuestionAnsweringModelOutput`, or its tuple.
 
         Raises:
-            ValueError: a text has no separator and no mask was given. And as :meth:`LongformerModel.forward`.
+            ValueError: a text has no separator and no mask was given, or one of the positions without the other. And as
+                :meth:`LongformerModel.forward`.
         """
+        if (start_positions is None) != (end_positions is None):
+            missing, given = ("end", "start") if end_positions is None else ("start", "end")
+            raise ValueError(f"{missing}_positions: got None with {given}_positions, expected both, for a loss, or neither.")
         if global_attention_mask is None:
             inputs.tokens(input_ids, inputs_embeds, self.config.hidden_size)
             if input_ids is not None:

@@ -16,8 +16,16 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+# Longer than any text. Windows and dilations beyond it mean the same, and their products would need more than 64 bits.
+_FARTHEST = 2**31 - 1
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _bounded(value: Any) -> Any:
+    return min(value, _FARTHEST) if isinstance(value, int) else value
 
 
 def _describe(value: Any) -> str:
@@ -38,7 +46,7 @@ def window(value: Any) -> tuple[int, int]:
             f"window: got {value!r}, expected sides >= 0. For an unlimited side pass the sequence length, "
             "for causal attention is_causal=True or (left, 0)."
         )
-    return left, right
+    return _bounded(left), _bounded(right)
 
 
 def dilation(value: Any) -> int | tuple[int, ...]:
@@ -48,7 +56,8 @@ def dilation(value: Any) -> int | tuple[int, ...]:
         raise TypeError(f"dilation: got {_describe(value)}, expected an int or a sequence with one int for each query head.")
     if any(step < 1 for step in steps):
         raise ValueError(f"dilation: got {value!r}, expected values >= 1; 1 means no dilation.")
-    return value if _is_int(value) else tuple(steps)
+    bounded = tuple(map(_bounded, steps))
+    return bounded[0] if _is_int(value) else bounded
 
 
 def max_globals(value: Any) -> None:
@@ -162,12 +171,13 @@ def gatherable(name: str, value: Any, batch: int, seq_len: int) -> None:
 
 
 def states(name: str, value: Any) -> None:
-    """Refuse anything but a (batch, heads, seq_len, head_dim) tensor of a supported float type."""
+    """Refuse anything but a (batch, heads, tokens, head_dim) tensor of a supported float type."""
+    tokens = "G" if name == "query_global" else "seq_len"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, heads, seq_len, head_dim).")
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, heads, {tokens}, head_dim).")
     if value.dim() != 4:
         raise ValueError(
-            f"{name}: got shape {tuple(value.shape)}, expected (batch, heads, seq_len, head_dim), the layout of "
+            f"{name}: got shape {tuple(value.shape)}, expected (batch, heads, {tokens}, head_dim), the layout of "
             "torch.nn.functional.scaled_dot_product_attention."
         )
     if value.dtype not in FLOAT_DTYPES:
@@ -297,9 +307,13 @@ def scale(value: Any, head_dim: int) -> float:
         return head_dim**-0.5
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"scale: got {_describe(value)}, expected None or a Python number.")
-    if not math.isfinite(value):
+    try:
+        factor = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        factor = math.inf
+    if not math.isfinite(factor):
         raise ValueError(f"scale: got {value!r}, expected a finite number.")
-    return float(value)
+    return factor
 
 
 def dropout_threshold(dropout_p: Any) -> int:

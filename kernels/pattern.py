@@ -253,6 +253,7 @@ class AttentionPattern:
     def _count_in_window(self, marked: Tensor, dilation: int) -> Tensor:
         """(batch, seq_len): the number of marked keys inside each query's window, by prefix sums over residue classes."""
         left, right = self.band
+        dilation = min(dilation, self.seq_len)  # farther apart, each token is alone too
         steps = -(-self.seq_len // dilation)
         padded = torch.nn.functional.pad(marked.long(), (0, steps * dilation - self.seq_len))
         prefix = torch.nn.functional.pad(padded.view(self.batch, steps, dilation).cumsum(1), (0, 0, 1, 0))

@@ -29,7 +29,12 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
         folder: made if it is not there.
         writers: {name: function that writes the file to the path it is given}.
         remove: names of files that go when the new ones come.
+
+    Raises:
+        ValueError: ``folder`` is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"directory: got {folder}, which is a file, expected a folder, or a name that is free.")
     folder.mkdir(parents=True, exist_ok=True)
     recover(folder)
     _clean(folder)

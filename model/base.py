@@ -174,7 +174,8 @@ class LongformerPreTrainedModel(nn.Module):
             safe_serialization: True; PyTorch's pickles are read, never written.
 
         Raises:
-            ValueError: ``safe_serialization`` is False, ``max_shard_size`` no size, or parameters are sharded (FSDP2).
+            ValueError: ``directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, or parameters are
+                sharded (FSDP2).
         """
         if not safe_serialization:
             raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")

@@ -309,3 +309,10 @@ def test_examples_of_the_documentation_pass(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_an_example(name):
     assert ">>> model = " in getattr(longformer_triton, name).__doc__
+
+
+@pytest.mark.parametrize(("given", "missing"), [("start", "end"), ("end", "start")])
+def test_one_position_of_an_answer_asks_for_the_other(given, missing):
+    """Without a word the loss would be None."""
+    with pytest.raises(ValueError, match=rf"^{missing}_positions: got None with {given}_positions, expected both"):
+        ours("LongformerForQuestionAnswering")(IDS, **{f"{given}_positions": torch.ones(len(IDS), dtype=torch.long)})

@@ -65,6 +65,7 @@ REFUSALS = {
     "scale_tensor": (window_call, {"scale": torch.tensor(1.0)}, TypeError, r"^scale: got a tensor.*a Python number"),
     "scale_bool": (window_call, {"scale": True}, TypeError, r"^scale: got True"),
     "scale_nan": (window_call, {"scale": float("nan")}, ValueError, r"^scale: got nan, expected a finite number"),
+    "scale_beyond_floats": (window_call, {"scale": 10**400}, ValueError, r"^scale: got 1000.*expected a finite number"),
     "scale_infinite": (window_call, {"scale": float("inf")}, ValueError, r"^scale: got inf"),
     # masks
     "mask_not_a_tensor": (window_call, {"attention_mask": [[1] * 6] * 2}, TypeError, r"^attention_mask: got list.*a tensor"),

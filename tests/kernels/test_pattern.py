@@ -10,7 +10,7 @@ import torch
 from attention_cases import random_cases
 from hypothesis import strategies as st
 
-from longformer_triton.kernels import AttentionPattern
+from longformer_triton.kernels import AttentionPattern, sliding_window_attention
 from longformer_triton.kernels.pattern import in_band, key_range
 
 
@@ -359,3 +359,16 @@ def test_masks_on_another_device_of_the_kind_are_refused():
         assert AttentionPattern.from_masks(mask, window=2, device="cuda", max_globals=0).device == torch.device("cuda:0")
         with pytest.raises(ValueError, match=r"^device: got 'cuda:1' and masks on cuda:0"):
             AttentionPattern.from_masks(mask, window=2, device="cuda:1")
+
+
+@pytest.mark.parametrize("side", [2**31, 2**62, 10**30])
+@pytest.mark.parametrize("dilation", [1, 4, 2**40], ids=lambda dilation: f"dilation_{dilation}")
+def test_windows_and_dilations_beyond_all_texts_mean_the_same(side, dilation):
+    far = AttentionPattern.from_masks(shape=(1, 9), window=side, dilation=dilation)
+    near = AttentionPattern.from_masks(shape=(1, 9), window=9, dilation=min(dilation, 9))
+    assert torch.equal(far.to_dense(), near.to_dense())
+    assert torch.equal(far.visible_keys(), near.visible_keys())
+    states = torch.randn(1, 2, 9, 4)
+    for backend in ("torch", "reference"):
+        got, expected = (sliding_window_attention(states, states, states, pattern=p, backend=backend) for p in (far, near))
+        torch.testing.assert_close(got, expected)

@@ -209,3 +209,11 @@ def test_every_file_left_belongs_to_the_last_save(tmp_path, before, after):
         expected = {index.name, *json.loads(index.read_text())["weight_map"].values()}
     assert set(names(tmp_path)) == {"config.json", *expected}
     assert loads_as(tmp_path, old, new) == [1]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for thing in (ours("LongformerModel"), ours("LongformerModel").config):
+        with pytest.raises(ValueError, match=r"directory: got .*mine, which is a file, expected a folder"):
+            thing.save_pretrained(tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -132,10 +132,11 @@ def test_a_text_that_is_too_long_is_named_with_the_remedy(checkpoints):
         (["--too-long", "split"], "too_long: got 'split'"),
         (["--input", "xml"], "expected one of text, lines, jsonl"),
         (["absent.txt"], "absent.txt: no such file"),
+        (["/"], "/: a folder, expected files"),
         (["--device", "foo"], "device: got 'foo', expected a torch.device or its name"),
         (["--device", "xpu:9"], "device: got 'xpu:9', expected one that is here"),
     ],
-    ids=["option", "format", "file", "no_device", "absent_device"],
+    ids=["option", "format", "file", "folder", "no_device", "absent_device"],
 )
 def test_what_cannot_run_ends_with_status_two(checkpoints, arguments, message):
     result = call("classify", checkpoints, *arguments, input="")

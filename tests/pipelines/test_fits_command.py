@@ -87,3 +87,17 @@ def test_what_is_wrong_is_one_line(arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "plenty"], "memory: got 'plenty'"),
+        (["--length", "0"], "--length: got '0', expected one number, 1 or more"),
+    ],
+    ids=["memory", "length"],
+)
+def test_what_is_wrong_has_the_name_of_its_option(arguments, message):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
