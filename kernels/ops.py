@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ _BACKEND_MODULES = {
     "triton": "longformer_triton.kernels.triton_impl.launch",
 }
 
+# What every operator takes after its inputs, in the order of `_Rest`.
 _PATTERN = (
     "Tensor? key_mask, Tensor? key_flags, Tensor? key_span, Tensor? global_mask, Tensor global_index, Tensor global_count, "
     "SymInt left, SymInt right, SymInt[] dilation, bool is_causal"
@@ -42,6 +44,41 @@ _OPTIONS = "float scale, Tensor? dropout_seed, int dropout_threshold, str backen
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? query_global, Tensor? key_global, Tensor? value_global"
 _ROWS = "Tensor query, Tensor key, Tensor value"
 _NUM_INPUTS, _NUM_ROWS = 6, 3
+
+
+class _Rest(NamedTuple):
+    """A pattern spelt out, and the options."""
+
+    key_mask: Tensor | None
+    key_flags: Tensor | None
+    key_span: Tensor | None
+    global_mask: Tensor | None
+    global_index: Tensor
+    global_count: Tensor
+    left: int
+    right: int
+    dilation: Sequence[int]
+    is_causal: bool
+    scale: float
+    dropout_seed: Tensor | None
+    dropout_threshold: int
+    backend: str
+
+    def pattern(self, seq_len: int) -> AttentionPattern:
+        """The pattern again."""
+        return AttentionPattern(
+            window=(self.left, self.right),
+            dilation=self.dilation[0] if len(self.dilation) == 1 else tuple(self.dilation),
+            is_causal=self.is_causal,
+            batch=self.global_index.shape[0],
+            seq_len=seq_len,
+            key_mask=self.key_mask,
+            key_flags=self.key_flags,
+            key_span=self.key_span,
+            global_mask=self.global_mask,
+            global_index=self.global_index,
+            global_count=self.global_count,
+        )
 
 
 def backend_module(name: str, window: States | None, pattern: AttentionPattern, *, dropout: bool) -> Any:
@@ -88,12 +125,11 @@ def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
 def _unpack(
     window: States | None, seq_len: int, arguments: tuple[Any, ...]
 ) -> tuple[Any, AttentionPattern, float, Dropout | None]:
-    """(backend module, pattern, scale, dropout) from the trailing arguments of an operator; ``window`` as above."""
-    *tensors, left, right, dilation, is_causal, scale, seed, threshold, backend = arguments
-    steps = dilation[0] if len(dilation) == 1 else tuple(dilation)
-    pattern = AttentionPattern((left, right), steps, is_causal, tensors[-1].shape[0], seq_len, *tensors)
-    module = backend_module(backend, window, pattern, dropout=seed is not None)
-    return module, pattern, scale, None if seed is None else Dropout(seed, threshold)
+    """(backend module, pattern, scale, dropout) from what follows an operator's inputs; ``window`` as in backend_module."""
+    rest = _Rest(*arguments)
+    pattern, seed = rest.pattern(seq_len), rest.dropout_seed
+    module = backend_module(rest.backend, window, pattern, dropout=seed is not None)
+    return module, pattern, rest.scale, None if seed is None else Dropout(seed, rest.dropout_threshold)
 
 
 def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

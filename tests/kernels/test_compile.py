@@ -233,3 +233,9 @@ def test_compiled_checkpointing_with_a_drawn_seed(backend):
     weight = torch.randn(out.shape, dtype=out.dtype)
     (grad_value,) = torch.autograd.grad(out, value, weight)
     torch.testing.assert_close((grad_value * value).sum(), (weight * out).sum(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_backward", "global_rows", "global_rows_backward"])
+def test_schemas_end_in_what_is_unpacked(name):
+    arguments = [argument.name for argument in getattr(torch.ops.longformer_triton, name).default._schema.arguments]
+    assert tuple(arguments[-len(ops._Rest._fields) :]) == ops._Rest._fields
