@@ -127,3 +127,16 @@ def test_offsets_beyond_31_bits():
     near = [view.clone() for view in states]
     far_out, near_out = (sliding_window_attention(*tensors, window=40, backend="triton") for tensors in (states, near))
     assert torch.equal(far_out, near_out)
+
+
+def test_programs_are_kept_for_what_they_were_compiled_for():
+    """One that loads 16 bytes at a time gets no address between them, one for strides of 16 no others, whatever ran before."""
+    for begin, width in ((0, 64), (1, 80), (0, 83), (8, 80), (0, 64), (1, 80)):
+        states = [torch.randn(1, 2, 300, width, device="cuda", dtype=torch.float16)[..., begin : begin + 64] for _ in range(3)]
+        results = []
+        for backend, dtype in (("triton", torch.float16), ("reference", torch.float64)):
+            leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in states]
+            out = sliding_window_attention(*leaves, window=(40, 25), backend=backend)
+            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for got, expected in zip(*results, strict=True):
+            assert (got - expected).abs().max() <= 1e-2 * expected.abs().max(), (begin, width)
