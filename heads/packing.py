@@ -127,6 +127,10 @@ def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
 def holds_tokens(folder: Path) -> bool:
     """Whether texts have been cut into tokens in ``folder``, be it a part of them."""
     journal, _ = _read_journal(folder / _JOURNAL)
+    return _counts_tokens(journal)
+
+
+def _counts_tokens(journal: list[dict[str, Any]]) -> bool:
     return len(journal) > 1 and journal[-1]["tokens"] > 0
 
 
@@ -137,7 +141,7 @@ def _carried_over(folder: Path, journal: list[dict[str, Any]], identity: dict[st
         ValueError: the tokens are complete, or follow from another tokenizer or form: they are someone's.
     """
     changed = sorted(key for key in identity if journal[0].get(key) != identity[key])
-    if holds_tokens(folder) and (journal[-1].get("complete") or changed != ["files"]):
+    if _counts_tokens(journal) and (journal[-1].get("complete") or changed != ["files"]):
         raise ValueError(
             f"{folder}: holds tokens of other texts ({', '.join(changed)} differ), expected those of this run: remove the "
             "folder, or take another."

@@ -11,7 +11,9 @@ from model_cases import ours
 from rich.console import Console
 from text_cases import tokenizer_of
 
+import longformer_triton
 from longformer_triton.heads import pretraining
+from longformer_triton.heads import pretraining_files as files
 from longformer_triton.heads.pretraining_options import PretrainingOptions
 
 WORDS = ("river", "fox", "dog", "quick", "lazy", "crossed", "the", "a", "and", "then", "jumped", "over")
@@ -54,3 +56,20 @@ def run(options: PretrainingOptions, **how: Any) -> pathlib.Path | None:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     return pretraining.pretrain(options, Console(quiet=True), **how)
+
+
+def curve(folder: pathlib.Path) -> list[dict[str, str]]:
+    """The log without what depends on the clock."""
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in files.read_log(folder)]
+
+
+def weights(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    """Of the model that a run has saved."""
+    return longformer_triton.LongformerForMaskedLM.from_pretrained(folder / "model").state_dict()
+
+
+def assert_same_run(folder: pathlib.Path, whole: pathlib.Path) -> None:
+    """To the bit: the curve, step by step, and the model."""
+    assert curve(folder) == curve(whole)
+    got, expected = weights(folder), weights(whole)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)

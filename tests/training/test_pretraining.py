@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from pretraining_cases import make_model, make_texts, options_of, run
+from pretraining_cases import assert_same_run, curve, make_model, make_texts, options_of, run, weights
 
 import longformer_triton
 from longformer_triton.heads import packing, pretraining
@@ -37,40 +37,6 @@ def log_and_wait(self, row):
 files.TrainingLog.append = log_and_wait
 app()
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return make_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def whole(model, texts, tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run(options_of(model, texts, out))
-    return out
-
-
-def curve(folder):
-    """The log without what depends on the clock."""
-    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in files.read_log(folder)]
-
-
-def weights(folder):
-    return longformer_triton.LongformerForMaskedLM.from_pretrained(folder / "model").state_dict()
-
-
-def assert_same_run(folder, whole):
-    """To the bit: the curve, step by step, and the model."""
-    assert curve(folder) == curve(whole)
-    got, expected = weights(folder), weights(whole)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -6,46 +6,14 @@ import shutil
 
 import pytest
 import text_cases
-import torch
-from pretraining_cases import make_model, make_texts, options_of, run
+from pretraining_cases import assert_same_run, curve, make_texts, options_of, run
 
-import longformer_triton
 from longformer_triton.heads import packing
-from longformer_triton.heads import pretraining_files as files
 
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAST = "checkpoints/step-000000012"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return make_texts(tmp_path_factory.mktemp("texts"))
-
-
-@pytest.fixture(scope="module")
-def whole(model, texts, tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run(options_of(model, texts, out))
-    return out
-
-
-def losses(folder):
-    return [row["loss"] for row in files.read_log(folder)]
-
-
-def assert_same_weights(folder, whole):
-    got, expected = (
-        longformer_triton.LongformerForMaskedLM.from_pretrained(each / "model").state_dict() for each in (folder, whole)
-    )
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("broken", [b"", b"caf\xe9 au lait"], ids=["empty", "not_utf8"])
@@ -64,8 +32,7 @@ def test_a_text_that_was_repaired_is_read_by_the_same_command(model, texts, tmp_
     run(options)
     expected = options_of(model, texts, tmp_path / "undisturbed", max_steps=2)
     run(expected)
-    assert losses(options.out) == losses(expected.out)
-    assert_same_weights(options.out, expected.out)
+    assert_same_run(options.out, expected.out)
 
 
 def test_options_may_change_until_there_is_a_checkpoint(model, tmp_path):
@@ -78,7 +45,7 @@ def test_options_may_change_until_there_is_a_checkpoint(model, tmp_path):
     with pytest.raises(FloatingPointError):
         run(dataclasses.replace(options, learning_rate=1e30, max_grad_norm=1e30))
     run(options)
-    assert len(losses(options.out)) == 2
+    assert len(curve(options.out)) == 2
     with pytest.raises(ValueError, match=r"a run with other options: learning_rate \(was"):
         run(dataclasses.replace(options, learning_rate=0.02))
 
@@ -102,11 +69,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(model, text
         path.write_bytes(content[:left])
     with pytest.raises(ValueError, match=rf"out: .*{LAST} cannot be read \(.*: remove it, to go on from an older"):
         run(options)
-    assert losses(options.out) == losses(whole)
+    assert curve(options.out) == curve(whole)
     shutil.rmtree(path.parent)
     run(options)
-    assert losses(options.out) == losses(whole)
-    assert_same_weights(options.out, whole)
+    assert_same_run(options.out, whole)
 
 
 def test_files_before_a_repaired_one_are_not_cut_again(tmp_path, monkeypatch):
