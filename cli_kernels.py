@@ -88,7 +88,10 @@ def tune(
     widths = numbers("--head-dim", head_dim)
     if not set(widths) <= set(HEAD_DIMS):
         fail(f"--head-dim: got {head_dim}, expected some of {', '.join(map(str, HEAD_DIMS))}, which serve narrower heads too")
-    known = read_rows(save.read_text().splitlines()) if save is not None and save.exists() else []
+    try:
+        known = read_rows(save) if save is not None and save.exists() else []
+    except ValueError as error:
+        fail(f"--save: {error}")
     precision = _variant(64, dtype).precision
     for name in _architectures(architecture or str(here)):
         rows = tuner.table(

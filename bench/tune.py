@@ -24,11 +24,10 @@ from longformer_triton.bench.ptx_machine.memory import FaultError
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
-    KERNEL_OF,
     KERNELS,
-    POINTERS,
     WINDOW_KERNELS,
     Config,
+    Key,
     Row,
     Target,
 )
@@ -74,12 +73,13 @@ def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dr
     """What may be tried, most wanted first."""
     about = ARCHITECTURES[architecture]
     query_tiles, key_tiles, narrow_tiles = _CANDIDATES[about.target.warp_size]
-    tiles = {"forward": query_tiles, "backward_query": query_tiles, "backward_key_value": key_tiles}.get(kernel, narrow_tiles)
+    window_tiles = key_tiles if kernel == "window_grad_key_value" else query_tiles
+    tiles = window_tiles if kernel in WINDOW_KERNELS else narrow_tiles
     configs = []
     for block_m, block_n, warps, stages, *cap in tiles:
         too_large = block_m * block_n > 64 * 64 and (head_dim > 128 or precision == "ieee")
         # Dropout's bytes come for 64 keys at a time, where keys are neighbours.
-        split_bytes = dropout and kernel != "columns" and block_n % 64
+        split_bytes = dropout and kernel != "columns_grad_key_value" and block_n % 64
         # A cap is for NVIDIA's assembler, and worth a try where a program is small enough or would get too few.
         small = warps > 8 or (head_dim <= 64 and precision == "half")
         no_cap = cap and not (about.is_nvidia and small)
@@ -91,7 +91,7 @@ def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dr
 def launch_of(kernel: str, variant: Variant, architecture: str, config: Config) -> Launch:
     """The one launch of ``kernel`` in a problem."""
     launches = launches_of(variant, architecture, dict.fromkeys(KERNELS, config))
-    return next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+    return next(launch for launch in launches if launch.kernel.__name__ == kernel)
 
 
 def compiles(kernel: str, variant: Variant, architecture: str, config: Config) -> Compiled | None:
@@ -125,7 +125,7 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
         trial = dict.fromkeys(KERNELS, dataclasses.replace(config, num_stages=stages))
         # Long enough for several tiles in each of the loops: at both edges of the window, and between them.
         launches = launches_of(variant, architecture, trial, seq_len=768, heads=1, num_globals=40)
-        own = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+        own = next(launch for launch in launches if launch.kernel.__name__ == kernel)
         written = [tensor for name, tensor in own.arguments.items() if name in _RESULTS or name.startswith("partial")]
         for tensor in written:
             tensor.zero_()
@@ -141,17 +141,21 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
     return None if same else f"{kernel} on {architecture}: another result with {config.num_stages} stages than with one"
 
 
-def _table_name(kernel: str, architecture: str, variant: Variant) -> str:
-    """The architecture as a row names it: tiles that pointers load have rows of their own where there is a copy engine."""
-    by_pointers = kernel in WINDOW_KERNELS and (variant.dilation > 1 or variant.precision == "ieee")
-    return architecture + POINTERS * (by_pointers and Target.named(architecture).descriptors)
+def _key_of(kernel: str, architecture: str, variant: Variant) -> Key:
+    """What the table finds a configuration for ``variant`` by."""
+    by_descriptors = (
+        Target.named(architecture).descriptors
+        and kernel in WINDOW_KERNELS
+        and variant.dilation == 1
+        and variant.precision != "ieee"
+    )
+    loads = "descriptors" if by_descriptors else "pointers"
+    return Key(architecture, variant.precision, kernel, loads, variant.head_dim, variant.dropout, variant.checks)
 
 
 def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled, reason: str) -> Row:
-    return Row(
-        _table_name(kernel, architecture, variant), variant.precision, kernel, variant.head_dim, variant.dropout,
-        variant.checks, compiled.config, compiled.registers, compiled.shared_bytes, reason,
-    )  # fmt: skip
+    key = _key_of(kernel, architecture, variant)
+    return Row(key, compiled.config, compiled.registers, compiled.shared_bytes, reason)
 
 
 # Head dimensions that a row serves besides its own: narrower ones with room for padding, or with none.
@@ -248,7 +252,7 @@ def _run_all(
     launches = launches_of(variant, architecture, trial, seq_len=16_384, heads=12, device=device)
     for launch in launches:
         launch.run()
-    own = next(launch for launch in launches if KERNEL_OF.get(launch.kernel.__name__) == kernel)
+    own = next(launch for launch in launches if launch.kernel.__name__ == kernel)
     results = {
         tensor.data_ptr(): tensor
         for launch in launches
@@ -293,7 +297,7 @@ def table(
         checks_too = (False, True) if kernel in WINDOW_KERNELS else (True,)
         for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
             variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
-            if (_table_name(kernel, architecture, variant), precision, kernel, head_dim, dropout, checks) in found:
+            if _key_of(kernel, architecture, variant) in found:
                 continue
             if device is None:
                 row = best_by_issue_rates(kernel, architecture, variant, say)

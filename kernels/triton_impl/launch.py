@@ -76,7 +76,7 @@ def forward_steps(
     problem = Problem(window, pattern, scale, dropout, target)
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
     if need_window:
-        config, tiles = problem.config_and_tiles("forward", "block_n", problem.key_value)
+        config, tiles = problem.config_and_tiles("window_forward", "block_n", problem.key_value)
         for run in problem.runs():
             available = {**problem.arguments, **results, **run, **tiles}
             yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
@@ -152,7 +152,7 @@ def _window_backward_steps(
     available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
-        config, tiles = problem.config_and_tiles("backward_query", "block_n", problem.key_value)
+        config, tiles = problem.config_and_tiles("window_grad_query", "block_n", problem.key_value)
         available.update(
             {**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale * problem.arguments["rescale"]}
         )
@@ -191,7 +191,7 @@ def _key_value_steps(
             sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.accumulate)))
     rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
     numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
-    config, tiles = problem.config_and_tiles("backward_key_value", "block_m", rows, numbers)
+    config, tiles = problem.config_and_tiles("window_grad_key_value", "block_m", rows, numbers)
     for run in problem.runs():
         yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, {**sums, **run, **tiles})
     if problem.group > 1:
@@ -208,7 +208,7 @@ def _sum_groups(of_heads: Tensor, of_key_heads: Tensor) -> None:
 
 def _columns_steps(problem: Problem, available: dict[str, Any], needed: list[str]) -> Iterator[Step]:
     """Add what queries whose windows do not hold them give to global keys."""
-    config = problem.config("columns")
+    config = problem.config("columns_grad_key_value")
     splits = problem.splits(problem.global_blocks(problem.heads), config.block_m)
     partials = {f"partial_{name}_ptr": available["global_count_ptr"] for name in ("key", "value")}
     partials.update({f"partial_{name}_ptr": problem.partials(problem.heads, splits, problem.head_dim) for name in needed})
@@ -227,7 +227,9 @@ def _reduce_launch(
     """Sum over the splits and over the ``group`` heads that share a target."""
     heads = problem.heads // group
     own = {"partial_ptr": partial, **target, "heads": heads, "parts": group * splits, "SCATTER": scatter}
-    return Launch.of(reduce_partials, problem.global_blocks(heads), problem.config("reduce"), {**problem.arguments, **own})
+    return Launch.of(
+        reduce_partials, problem.global_blocks(heads), problem.config("reduce_partials"), {**problem.arguments, **own}
+    )
 
 
 def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Step]:
@@ -237,7 +239,7 @@ def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grad
     available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
-        config = problem.config("rows_backward_query")
+        config = problem.config("rows_grad_query")
         blocks = problem.global_blocks(problem.heads)
         splits = problem.splits(blocks, config.block_n)
         partial = problem.partials(problem.heads, splits, problem.head_dim)
@@ -246,7 +248,7 @@ def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grad
         yield Launch.of(rows_grad_query, blocks * splits, config, available)
         yield _reduce_launch(problem, partial, tensor_arguments("target", grads[0]), 1, splits, scatter=False)
     if need_key or need_value:
-        config = problem.config("rows_backward_key_value")
+        config = problem.config("rows_grad_key_value")
         available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
         programs = problem.batch * (problem.heads // problem.group) * ceil_div(problem.seq_len, config.block_n)
         yield Launch.of(rows_grad_key_value, programs, config, available)

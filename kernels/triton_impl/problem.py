@@ -266,7 +266,7 @@ class Given:
             "delta_ptr": self.lse.new_empty(shape),
             "normaliser_ptr": self.lse.new_empty(shape),
         }
-        config = problem.config("prepare")
+        config = problem.config("prepare_rows")
         own = {
             **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
             **tensor_arguments("out", self.out),

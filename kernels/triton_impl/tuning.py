@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import io
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,8 +27,6 @@ SHIPPED_FOR_3_6 = pathlib.Path(__file__).with_name("configurations_triton_3_6.cs
 # Architectures whose copy engine (TMA) moves tiles that a descriptor names. That of sm_120 is left alone: its products take
 # their operands from registers, as on sm_86, and dk and dv with dropout then spill (bench/LOG.md, "consumer cards").
 _COPY_ENGINE = ("sm_90", "sm_100", "sm_103")
-# In the table's column "architecture": tiles loaded by pointers on an architecture with a copy engine, as dilated windows need.
-POINTERS = " pointers"
 # Whose lines serve an architecture that has none of its own: the same instructions or a subset, and no more shared memory.
 STANDS_IN = {
     "sm_80": "sm_86",
@@ -35,7 +35,6 @@ STANDS_IN = {
     "sm_120": "sm_86",
     "sm_121": "sm_86",
     "sm_103": "sm_100",
-    "sm_103 pointers": "sm_100 pointers",
     "gfx950": "gfx942",
 }
 # Where dk and dv with dropout have no registers left for a tile that serves both (bench/LOG.md, "a tile too many"): in TF32,
@@ -43,19 +42,10 @@ STANDS_IN = {
 _FEW_REGISTERS = {"tf32": ("sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121"), "half": ("sm_120", "sm_121")}
 # Architectures whose matrix units have no TF32, where one that stands in for them has.
 _WITHOUT_TF32 = ("gfx950",)
-# The names of jitted functions whose configuration depends on what they run on, and their names in the table.
-KERNEL_OF = {
-    "window_forward": "forward",
-    "window_grad_query": "backward_query",
-    "window_grad_key_value": "backward_key_value",
-    "rows_forward": "rows_forward",
-    "rows_grad_query": "rows_backward_query",
-    "rows_grad_key_value": "rows_backward_key_value",
-    "columns_grad_key_value": "columns",
-}
-KERNELS = tuple(KERNEL_OF.values())
+# The kernels whose configuration depends on what they run on. Those of windows can load their tiles by the copy engine.
+WINDOW_KERNELS = ("window_forward", "window_grad_query", "window_grad_key_value")
+KERNELS = (*WINDOW_KERNELS, "rows_forward", "rows_grad_query", "rows_grad_key_value", "columns_grad_key_value")
 HEAD_DIMS = (64, 128, 256)
-WINDOW_KERNELS = ("forward", "backward_query", "backward_key_value")
 # Triton 3.6 emits no fence.proxy.async between cp.async and the products of wgmma and its successor, which read by way of that
 # proxy: there, tiles that pointers load are not pipelined. (3.7 forgets it in some loops on sm_100: the table knows which.)
 _IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
@@ -91,70 +81,89 @@ def _not_pipelined(config: Config) -> Config:
 
 
 # Kernels that move a few numbers for each row: one configuration serves everywhere.
-FIXED = {name: Config(64, 64) for name in ("prepare", "rows_combine", "reduce")} | {"keep_rows": Config(16, 256)}
+FIXED = {name: Config(64, 64) for name in ("prepare_rows", "rows_combine", "reduce_partials")} | {"keep_rows": Config(16, 256)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table. ``checks``: padding or global tokens; registers and shared_bytes are the budget."""
+class Key(NamedTuple):
+    """What a configuration is chosen by.
+
+    ``loads`` says how the kernel's tiles are loaded, by "descriptors" (the copy engine) or by "pointers"; ``checks``, whether
+    there may be padding or global tokens.
+    """
 
     architecture: str
     precision: str
     kernel: str
+    loads: str
     head_dim: int
     dropout: bool
     checks: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table; ``registers`` and ``shared_bytes`` are the budget."""
+
+    key: Key
     config: Config
     registers: int
     shared_bytes: int
     reason: str
 
-    @property
-    def key(self) -> tuple[str, str, str, int, bool, bool]:
-        """What the configuration is chosen by."""
-        return (self.architecture, self.precision, self.kernel, self.head_dim, self.dropout, self.checks)
-
-    def fields(self) -> list[str]:
-        """The line, field by field."""
-        config = dataclasses.astuple(self.config)
-        values = [*self.key[:4], int(self.dropout), int(self.checks), *config, self.registers, self.shared_bytes, self.reason]
-        return ["" if value is None else str(value) for value in values]
-
     def as_text(self) -> str:
         """The line as it stands in the table."""
-        return ",".join(f'"{field}"' if "," in field else field for field in self.fields())
+        fields = [*self.key[:-2], *map(int, self.key[-2:]), *dataclasses.astuple(self.config)]
+        fields += [self.registers, self.shared_bytes, self.reason]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(fields)
+        return text.getvalue()
 
 
 COLUMNS = (
-    "architecture", "precision", "kernel", "head_dim", "dropout", "checks", "block_m", "block_n", "num_warps", "num_stages",
-    "max_registers", "registers", "shared_bytes", "reason",
-)  # fmt: skip
+    *Key._fields,
+    *(field.name for field in dataclasses.fields(Config)),
+    *(field.name for field in dataclasses.fields(Row) if field.name not in ("key", "config")),
+)
 
 
-def read_rows(lines: Iterable[str]) -> list[Row]:
-    """The rows of a table with the header ``COLUMNS``."""
-    rows = []
-    for line in csv.DictReader(lines):
-        numbers = {name: int(line[name]) if line[name] else None for name in COLUMNS[3:13]}
-        config = Config(*(numbers[name] for name in COLUMNS[6:11]))  # type: ignore[arg-type]
-        rows.append(
-            Row(
-                line["architecture"], line["precision"], line["kernel"], numbers["head_dim"] or 0, bool(numbers["dropout"]),
-                bool(numbers["checks"]), config, numbers["registers"] or 0, numbers["shared_bytes"] or 0, line["reason"],
-            )
-        )  # fmt: skip
-    return rows
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """The rows of a table.
+
+    Raises:
+        ValueError: the file has other columns than ``COLUMNS``, or a line lacks some.
+    """
+    with path.open(newline="") as file:
+        header, *lines = [*csv.reader(file)] or [[]]
+    if tuple(header) != COLUMNS:
+        raise ValueError(
+            f"{path}: got the columns {', '.join(header)}, expected {', '.join(COLUMNS)}: write the table anew with "
+            "`longformer-triton bench tune --save`."
+        )
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(COLUMNS):
+            raise ValueError(f"{path}, line {number}: got {len(line)} fields, expected {len(COLUMNS)}: remove the line.")
+    return [_row_of(dict(zip(COLUMNS, line, strict=True))) for line in lines]
+
+
+def _row_of(line: dict[str, str]) -> Row:
+    numbers = {name: int(text) for name, text in line.items() if text.isdecimal()}
+    key = Key(
+        line["architecture"], line["precision"], line["kernel"], line["loads"], numbers["head_dim"],
+        dropout=bool(numbers["dropout"]), checks=bool(numbers["checks"]),
+    )  # fmt: skip
+    config = Config(**{field.name: numbers[field.name] for field in dataclasses.fields(Config) if field.name in numbers})
+    return Row(key, config, numbers["registers"], numbers["shared_bytes"], line["reason"])
 
 
 @functools.lru_cache
-def configurations() -> dict[tuple[str, str, str, int, bool, bool], Row]:
+def configurations() -> dict[Key, Row]:
     """The shipped table, over it what Triton 3.6 needs, and over these the table that the environment variable names."""
-    rows = read_rows(SHIPPED.read_text().splitlines())
+    rows = read_rows(SHIPPED)
     if _IS_3_6:
-        rows += read_rows(SHIPPED_FOR_3_6.read_text().splitlines())
+        rows += read_rows(SHIPPED_FOR_3_6)
     tuned = os.environ.get(TUNED_VARIABLE)
     if tuned:
-        rows += read_rows(pathlib.Path(tuned).read_text().splitlines())
+        rows += read_rows(pathlib.Path(tuned))
     return {row.key: row for row in rows}
 
 
@@ -198,17 +207,15 @@ class Target:
             # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
             return Config(16, 64 if dropout else 16)
         width = next(width for width in HEAD_DIMS if head_dim <= width)
-        architecture = self.architecture
-        if self.descriptors and not descriptors and kernel in WINDOW_KERNELS:
-            architecture += POINTERS
-        lines = configurations()
+        loads = "descriptors" if descriptors and kernel in WINDOW_KERNELS else "pointers"
+        rows = configurations()
         # A row of its own comes first: `bench tune` finds some for architectures that others stand in for.
         row = next(
             (
-                lines[name, precision, kernel, width, dropout, known]
-                for name in (architecture, STANDS_IN.get(architecture, architecture))
+                rows[key]
+                for name in (self.architecture, STANDS_IN.get(self.architecture, self.architecture))
                 for known in (checks, True)
-                if (name, precision, kernel, width, dropout, known) in lines
+                if (key := Key(name, precision, kernel, loads, width, dropout, known)) in rows
             ),
             None,
         )

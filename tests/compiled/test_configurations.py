@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from longformer_triton.kernels import AttentionPattern, backends, longformer_att
 from longformer_triton.kernels.triton_impl import problem, steps, tuning
 from longformer_triton.kernels.triton_impl.tuning import (
     COLUMNS,
-    POINTERS,
     SHIPPED,
     SHIPPED_FOR_3_6,
     STANDS_IN,
@@ -29,42 +29,42 @@ ROWS = list(configurations().values())
 RECORDED_WITH = "3.7"
 
 
-def is_fast(row) -> bool:
+def is_fast(key) -> bool:
     """The default subset: half precision at head_dim 64, every kernel and architecture once, and all of sm_90."""
-    return row.precision == "half" and row.head_dim == 64 and (row.architecture == "sm_90" or (row.checks and not row.dropout))
+    return key.precision == "half" and key.head_dim == 64 and (key.architecture == "sm_90" or (key.checks and not key.dropout))
 
 
 def as_param(row, architecture):
-    marks = [] if is_fast(row) else [pytest.mark.extended]
+    marks = [] if is_fast(row.key) else [pytest.mark.extended]
     name = "-".join(
-        str(part) for part in (architecture, *row.key[1:4], *(["dropout"] * row.dropout), *(["checks"] * row.checks))
+        str(part) for part in (architecture, *row.key[1:5], *(["dropout"] * row.key.dropout), *(["checks"] * row.key.checks))
     )
-    return pytest.param(row, architecture, id=name.replace(" ", "_"), marks=marks)
+    return pytest.param(row, architecture, id=name, marks=marks)
 
 
-def variant_of(row) -> Variant:
+def variant_of(key) -> Variant:
+    could_load_by_descriptors = key.kernel in WINDOW_KERNELS and Target.named(key.architecture).descriptors
     return Variant(
-        head_dim=row.head_dim,
-        dtype=torch.float16 if row.precision == "half" else torch.float32,
-        tf32=row.precision == "tf32",
-        checks=row.checks,
-        dropout=row.dropout,
-        dilation=3 if row.architecture.endswith(POINTERS) else 1,
+        head_dim=key.head_dim,
+        dtype=torch.float16 if key.precision == "half" else torch.float32,
+        tf32=key.precision == "tf32",
+        checks=key.checks,
+        dropout=key.dropout,
+        dilation=3 if could_load_by_descriptors and key.loads == "pointers" else 1,
     )
 
 
 def served_by(row) -> list[str]:
     """The architectures that run a row: its own, and those without one that it stands in for."""
-    own = row.architecture.removesuffix(POINTERS)
-    guests = (name for name in TESTED if STANDS_IN.get(name) == own)
-    return [own, *(name for name in guests if (name, *row.key[1:]) not in configurations())]
+    guests = (name for name in TESTED if STANDS_IN.get(name) == row.key.architecture)
+    return [row.key.architecture, *(name for name in guests if (name, *row.key[1:]) not in configurations())]
 
 
 @pytest.mark.parametrize(("row", "architecture"), [as_param(row, name) for row in ROWS for name in served_by(row)])
 def test_shipped_configuration(row, architecture):
-    compiled = compile_launch(launch_of(row.kernel, variant_of(row), architecture, row.config), architecture)
+    compiled = compile_launch(launch_of(row.key.kernel, variant_of(row.key), architecture, row.config), architecture)
     assert_fits(compiled)
-    if triton.__version__.startswith(RECORDED_WITH) and architecture == row.architecture.removesuffix(POINTERS):
+    if triton.__version__.startswith(RECORDED_WITH) and architecture == row.key.architecture:
         # A few registers come and go with the compiler's mood; what they must not cost is a program on each multiprocessor.
         assert compiled.registers <= row.registers + 7, f"{compiled.registers} registers, recorded were {row.registers}"
         assert compiled.shared_bytes <= row.shared_bytes, f"{compiled.shared_bytes} bytes, recorded were {row.shared_bytes}"
@@ -78,18 +78,20 @@ def test_shipped_configuration(row, architecture):
         assert instructions, f"no matrix instruction in the main loop, {compiled.main_loop}"
     else:
         assert not compiled.uses_matrix_units, "TF32 where exact products are wanted"
-        assert compiled.main_loop["FFMA"] >= compiled.tile * row.head_dim / (32 * row.config.num_warps)
+        assert compiled.main_loop["FFMA"] >= compiled.tile * row.key.head_dim / (32 * row.config.num_warps)
 
 
 SERVES_MORE = [
-    row for row in ROWS if row.kernel in WINDOW_KERNELS and row.checks and (*row.key[:5], False) not in configurations()
+    row
+    for row in ROWS
+    if row.key.kernel in WINDOW_KERNELS and row.key.checks and row.key._replace(checks=False) not in configurations()
 ]
 
 
 @pytest.mark.parametrize(("row", "architecture"), [as_param(row, name) for row in SERVES_MORE for name in served_by(row)])
 def test_a_row_serves_problems_without_padding_and_globals_too(row, architecture):
-    _, without = problems_served(row.kernel, variant_of(row))
-    assert_fits(compile_launch(launch_of(row.kernel, without, architecture, row.config), architecture))
+    _, without = problems_served(row.key.kernel, variant_of(row.key))
+    assert_fits(compile_launch(launch_of(row.key.kernel, without, architecture, row.config), architecture))
 
 
 def assert_fits(compiled):
@@ -101,21 +103,21 @@ def assert_fits(compiled):
 def _matrix_instructions(row, architecture) -> tuple[str, ...]:
     """What computes the products: wgmma needs 64 rows, so tiles of sixteen global tokens run on the older instruction."""
     newest = {"sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}.get(architecture, "HMMA")
-    narrow = architecture in ("sm_90", "sm_100") and (row.kernel not in WINDOW_KERNELS or min(own_rows(row)) < 64)
+    narrow = architecture in ("sm_90", "sm_100") and (row.key.kernel not in WINDOW_KERNELS or min(own_rows(row)) < 64)
     return (newest, "HMMA") if narrow else (newest,)
 
 
 def own_rows(row) -> tuple[int, ...]:
     """The rows of the kernel's products."""
-    if row.kernel == "backward_key_value":
-        return (row.config.block_n, row.config.block_m) if row.dropout else (row.config.block_n,)
+    if row.key.kernel == "window_grad_key_value":
+        return (row.config.block_n, row.config.block_m) if row.key.dropout else (row.config.block_n,)
     return (row.config.block_m,)
 
 
 @pytest.mark.parametrize("kernel", WINDOW_KERNELS)
 def test_bfloat16_compiles_like_float16(kernel):
     """The table says "half" for both."""
-    row = configurations()["sm_90", "half", kernel, 64, False, True]
+    row = configurations()["sm_90", "half", kernel, "descriptors", 64, False, True]
     compiled = compile_launch(launch_of(kernel, Variant(dtype=torch.bfloat16, checks=True), "sm_90", row.config), "sm_90")
     assert compiled.fits
     assert "HGMMA" in compiled.assembly
@@ -123,9 +125,27 @@ def test_bfloat16_compiles_like_float16(kernel):
 
 @pytest.mark.parametrize("table", [SHIPPED, SHIPPED_FOR_3_6], ids=lambda table: table.stem)
 def test_the_tables_read_back_what_they_write(table):
-    rows = read_rows(table.read_text().splitlines())
+    rows = read_rows(table)
     assert table.read_text().splitlines() == [",".join(COLUMNS), *(row.as_text() for row in rows)]
     assert len({row.key for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "architecture,kernel\nsm_90,window_forward\n",
+            "tuned.csv: got the columns architecture, kernel, expected architecture,",
+        ),
+        (",".join(COLUMNS) + "\nsm_90,half,window_f", "tuned.csv, line 2: got 3 fields, expected 15: remove the line"),
+    ],
+    ids=["other_columns", "a_line_cut_short"],
+)
+def test_a_damaged_table_is_refused(tmp_path, text, message):
+    table = tmp_path / "tuned.csv"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_rows(table)
 
 
 @pytest.fixture
@@ -142,14 +162,14 @@ def with_triton(monkeypatch):
 
 def test_triton_3_6_has_lines_of_its_own(with_triton):
     """They take the place of others, or of an architecture's that stands in."""
-    own = read_rows(SHIPPED_FOR_3_6.read_text().splitlines())
+    own = read_rows(SHIPPED_FOR_3_6)
     with_triton(is_3_6=False)
     shipped = configurations().copy()
     with_triton(is_3_6=True)
     assert own
     for row in own:
         assert configurations()[row.key] == row
-        served = row.key if row.key in shipped else (STANDS_IN[row.architecture], *row.key[1:])
+        served = row.key if row.key in shipped else (STANDS_IN[row.key.architecture], *row.key[1:])
         assert shipped[served].config != row.config
 
 
@@ -161,19 +181,19 @@ def test_every_row_has_a_reason():
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
 def test_half_precision_is_served_everywhere(architecture, head_dim):
     target = Target.named(architecture)
-    kernels = {row.kernel for row in ROWS}
+    kernels = {row.key.kernel for row in ROWS}
     assert len(kernels) == 7
     for kernel in kernels:
         for dropout in (False, True):
             for descriptors in {False, target.descriptors}:
                 config = target.config(kernel, head_dim, "half", dropout=dropout, checks=True, descriptors=descriptors)
-                assert not dropout or kernel == "columns" or config.block_n % 64 == 0
+                assert not dropout or kernel == "columns_grad_key_value" or config.block_n % 64 == 0
 
 
 def test_what_has_no_row_is_refused_by_name():
     target = Target.named("sm_90")
     with pytest.raises(NotImplementedError, match=r"head_dim 256, ieee products with dropout, on sm_90.*backend='torch'"):
-        target.config("backward_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
+        target.config("window_grad_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
 
 
 @pytest.fixture
@@ -241,8 +261,8 @@ def test_rows_alone_need_no_configuration(on_architecture):
 @pytest.mark.parametrize("wanted", range(6), ids=["query", "key", "value", "query_global", "key_global", "value_global"])
 def test_asked_for_by_name_a_missing_backward_is_refused_before_the_forward_runs(wanted, on_machine, monkeypatch):
     on_machine("sm_86")
-    # Forward alone: what a table looks like that `bench tune --kernel forward` has begun.
-    rows = {key: row for key, row in configurations().items() if not row.kernel.startswith("backward")}
+    # Forward alone: what a table looks like that `bench tune --kernel window_forward` has begun.
+    rows = {key: row for key, row in configurations().items() if "grad" not in key.kernel}
     monkeypatch.setattr(tuning, "configurations", lambda: rows)
     ran = []
     monkeypatch.setattr(steps.Launch, "run", lambda self: ran.append(self.kernel.__name__))
@@ -270,21 +290,22 @@ def test_on_a_gpu_the_choice_is_left_to_the_table(monkeypatch):
 
 
 def test_stand_ins_are_in_the_table():
-    assert set(STANDS_IN.values()) <= {row.architecture for row in ROWS}
+    assert set(STANDS_IN.values()) <= {row.key.architecture for row in ROWS}
 
 
 @pytest.mark.parametrize(("shipped", "architecture"), [("sm_90", "sm_90"), ("sm_86", "sm_80"), ("sm_86", "sm_89")])
 def test_a_tuned_table_comes_first(shipped, architecture, tmp_path, monkeypatch):
     """Also for an architecture that another one's rows stand in for."""
-    row = next(row for row in ROWS if row.architecture == shipped and row.kernel == "forward")
-    tuned = dataclasses.replace(row, architecture=architecture, config=dataclasses.replace(row.config, num_stages=5))
+    row = next(row for row in ROWS if row.key.architecture == shipped and row.key.kernel == "window_forward")
+    key = row.key._replace(architecture=architecture)
+    tuned = dataclasses.replace(row, key=key, config=dataclasses.replace(row.config, num_stages=5))
     file = tmp_path / "tuned.csv"
     file.write_text(",".join(COLUMNS) + "\n" + tuned.as_text() + "\n")
     monkeypatch.setenv("LONGFORMER_TRITON_CONFIGURATIONS", str(file))
     configurations.cache_clear()
     try:
         config = Target.named(architecture).config(
-            row.kernel, row.head_dim, row.precision, dropout=row.dropout, checks=row.checks, descriptors=shipped == "sm_90"
+            key.kernel, key.head_dim, key.precision, dropout=key.dropout, checks=key.checks, descriptors=shipped == "sm_90"
         )
     finally:
         monkeypatch.undo()

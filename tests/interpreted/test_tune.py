@@ -32,7 +32,7 @@ find = functools.partial(
 )
 
 
-@pytest.mark.parametrize("kernel", ["forward", "columns"])
+@pytest.mark.parametrize("kernel", ["window_forward", "columns_grad_key_value"])
 def test_the_fastest_is_taken(said, kernel):
     row = find(kernel, say=said.append)
     assert row.config == CANDIDATES[1]
@@ -51,5 +51,5 @@ def test_wrong_results_are_not_taken_however_fast(said, monkeypatch, wrong):
         return launch, results
 
     monkeypatch.setattr(tune, "_run_all", spoil)
-    assert find("forward", say=said.append).config == CANDIDATES[2]
-    assert said[-1] == f"forward {CANDIDATES[1]}: wrong results"
+    assert find("window_forward", say=said.append).config == CANDIDATES[2]
+    assert said[-1] == f"window_forward {CANDIDATES[1]}: wrong results"
