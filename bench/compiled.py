@@ -30,8 +30,9 @@ from longformer_triton.bench.assembly import MIX, clean_loop, kinds
 from longformer_triton.bench.kernel_checks import float32_products
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
-from longformer_triton.kernels.triton_impl.problem import Given
+from longformer_triton.kernels.triton_impl.problem import Given, States
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
 
@@ -120,16 +121,23 @@ def launches_of(
     )
     window = (states(seq_len), states(seq_len), states(seq_len))
     rows = (states(num_globals), states(seq_len), states(seq_len)) if variant.checks else None
-    dropout = Dropout(torch.tensor(1, device=device), 26) if variant.dropout else None
-    out, lse = states(seq_len), torch.zeros(1, heads, seq_len, device=device)
-    grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
-    given = Given(states(seq_len), None, out, lse)
     with float32_products(tf32=variant.tf32):
-        steps = itertools.chain(
-            forward_steps(window, rows, pattern, 0.125, dropout, out, lse, target),
-            backward_steps(given, window, rows, pattern, 0.125, dropout, [True] * 6, grads, target),
-        )
-        return [step for step in steps if isinstance(step, Launch)]
+        return launches_over(window, rows, pattern, target, dropout=variant.dropout)
+
+
+def launches_over(
+    window: States, rows: States | None, pattern: AttentionPattern, target: Target, *, dropout: bool, training: bool = True
+) -> list[Launch]:
+    """Every launch of a forward pass and, with ``training``, of a backward pass for all gradients; none has run."""
+    query = window[0]
+    drops = Dropout(torch.tensor(1, device=query.device), 26) if dropout else None
+    out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    steps = [forward_steps(window, rows, pattern, 0.125, drops, out, lse, target)]
+    if training:
+        grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
+        given = Given(torch.randn_like(query), None, out, lse)
+        steps.append(backward_steps(given, window, rows, pattern, 0.125, drops, [True] * 6, grads, target))
+    return [step for step in itertools.chain(*steps) if isinstance(step, Launch)]
 
 
 @dataclasses.dataclass(frozen=True)

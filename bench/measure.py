@@ -23,7 +23,11 @@ _CLOCKS_A_SECOND = 2.5e9
 
 @dataclasses.dataclass
 class Measurement:
-    """What a cell gives: milliseconds, MiB of extra memory at the peak, useful TFLOP/s at the median, error against float64."""
+    """What a cell gives: milliseconds, MiB of extra memory at the peak, TFLOP/s at the median, error against float64.
+
+    The rates are of useful operations (``cases.useful_flops``) and, where they are known, of all that tiles computed
+    (``tile_flops.py``).
+    """
 
     p20_ms: float
     p50_ms: float
@@ -33,6 +37,7 @@ class Measurement:
     peak_extra_mib: float
     useful_tflops: float
     relative_error: float
+    tile_tflops: float | None = None
 
 
 # (output, gradients by name)
@@ -166,6 +171,7 @@ def percentiles(samples_ms: list[float]) -> tuple[float, float, float]:
 def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measurement:
     """Percentiles of the samples, and the rates that follow."""
     p20, median, p80 = percentiles(samples_ms)
+    of_tiles = cell.provider.tile_flops(cell.inputs)
     return Measurement(
         p20_ms=round(p20, 4),
         p50_ms=round(median, 4),
@@ -175,6 +181,7 @@ def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measureme
         peak_extra_mib=round(peak_bytes / 2**20, 3),
         useful_tflops=round(useful_flops(cell.case) / median / 1e9, 5),
         relative_error=float(f"{cell.error:.2e}"),
+        tile_tflops=None if of_tiles is None else round(of_tiles / median / 1e9, 5),
     )
 
 

@@ -88,6 +88,10 @@ class Provider:
         """Set-up outside the timing; the closure returns (batch, heads, seq_len, head_dim)."""
         raise NotImplementedError(f"{type(self).__name__}.prepare: a provider returns a closure")
 
+    def tile_flops(self, inputs: Inputs) -> int | None:
+        """Operations of all tiles that a call computes, visible or not; None where that is not known."""
+        return None
+
     def peak_bytes(self, case: Case, device: torch.device) -> int:
         """An upper estimate of the extra memory of one call; the default fits implementations that are linear in length."""
         item = case.torch_dtype.itemsize

@@ -58,6 +58,16 @@ class Ours(Provider):
 
         return run
 
+    def tile_flops(self, inputs: Inputs) -> int | None:
+        """Those of the Triton kernels, as they are launched here."""
+        if self.backend != "triton":
+            return None
+        # Without triton there is nothing to ask.
+        from longformer_triton.bench.tile_flops import tile_flops
+        from longformer_triton.kernels.triton_impl.tuning import target_of
+
+        return tile_flops(inputs, target_of(inputs.grad_out.device))
+
 
 class Reference(Ours):
     """The dense oracle: every score of every pair, in memory at once."""
