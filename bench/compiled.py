@@ -31,8 +31,9 @@ from longformer_triton.bench.kernel_checks import float32_products
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
-from longformer_triton.kernels.triton_impl.problem import Given, States
+from longformer_triton.kernels.triton_impl.problem import Given
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
 

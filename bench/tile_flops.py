@@ -16,8 +16,8 @@ import collections
 from longformer_triton.bench.cases import TRAINING, Inputs
 from longformer_triton.bench.compiled import launches_over
 from longformer_triton.bench.inspect import PRODUCTS
+from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.primitives import tile_phases_of
-from longformer_triton.kernels.triton_impl.problem import States, ceil_div
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import Target
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band, key_range
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States, empty_rows
 from longformer_triton.kernels.torch_impl import fused_dense, global_rows
 from longformer_triton.kernels.torch_impl.global_rows import rows_backward, rows_forward
-from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
+from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
 from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, backward_tile, bias_from, forward_tile
 from longformer_triton.kernels.workspace import Workspace
 
@@ -190,7 +191,7 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of operator ``attention``; ``rows`` are the projections of global tokens, where they have some."""
     query, key, value = window
-    out = torch.empty_like(query)
+    out = empty_rows(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
     dense = dropout is None and fused_dense.applies(pattern, query, scale)
     if dense:

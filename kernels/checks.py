@@ -7,7 +7,7 @@ costs no synchronisation; :func:`should_validate` decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Longer than any text. Windows and dilations beyond it mean the same, and their products would need more than 64 bits.
 _FARTHEST = 2**31 - 1
+
+
+# Backends mark masked scores with numbers of -1e30 or less.
+_LARGEST_SCALE = 1e20
 
 
 def _is_int(value: Any) -> bool:
@@ -120,7 +124,7 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     batch, seq_len = shape if shape is not None else next(iter(given.values())).shape
     wanted = None if device is None else as_device(device)
     place = next(iter(given.values())).device if given else wanted or torch.device("cpu")
-    if not given and not torch.compiler.is_compiling():
+    if not given and not is_tracing():
         usable(place)
     if wanted is not None and not is_at(wanted, place):
         raise ValueError(f"device: got {str(device)!r} and masks on {place}, expected one place: move the masks.")
@@ -134,9 +138,20 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     return batch, seq_len, place
 
 
+def is_tracing() -> bool:
+    """Whether tensors may have no values to read: in torch.compile, torch.export, make_fx or among fake tensors."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def should_validate(requested: bool | None, device: torch.device) -> bool:
-    """Whether the values of tensors may be read: on request, or in eager mode on the CPU; never while tracing."""
-    if torch.compiler.is_compiling():
+    """Whether the values of tensors may be read: on request, or in eager mode on the CPU; never while tracing.
+
+    Raises:
+        TypeError: ``requested`` is neither None nor a bool.
+    """
+    if requested is not None and not isinstance(requested, bool):
+        raise TypeError(f"validate: got {_describe(requested)}, expected None, True or False.")
+    if is_tracing():
         return False
     return device.type == "cpu" if requested is None else requested
 
@@ -159,8 +174,8 @@ def mask_values(name: str, value: Tensor | None, *, highest: int) -> None:
         )
 
 
-def gatherable(name: str, value: Any, batch: int, seq_len: int) -> None:
-    """Refuse anything but (batch, ..., seq_len, features)."""
+def gatherable(name: str, value: Any, batch: int, seq_len: int, device: torch.device) -> None:
+    """Refuse anything but (batch, ..., seq_len, features) on ``device``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor (batch, ..., seq_len, features).")
     if value.dim() < 3 or value.shape[0] != batch or value.shape[-2] != seq_len:
@@ -168,6 +183,8 @@ def gatherable(name: str, value: Any, batch: int, seq_len: int) -> None:
             f"{name}: got shape {tuple(value.shape)}, expected (batch, ..., seq_len, features) with the pattern's "
             f"batch {batch} and seq_len {seq_len}."
         )
+    if value.device != device:
+        raise ValueError(f"{name}: got a tensor on {value.device}, expected {device}, where the pattern is: move one.")
 
 
 def states(name: str, value: Any) -> None:
@@ -175,6 +192,8 @@ def states(name: str, value: Any) -> None:
     tokens = "G" if name == "query_global" else "seq_len"
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, heads, {tokens}, head_dim).")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {value.layout}, expected torch.strided: pass a dense or padded one.")
     if value.dim() != 4:
         raise ValueError(
             f"{name}: got shape {tuple(value.shape)}, expected (batch, heads, {tokens}, head_dim), the layout of "
@@ -190,6 +209,12 @@ def same_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
         raise TypeError(f"{name}: got dtype {value.dtype}, expected {other.dtype} like {other_name}: cast one of them.")
     if value.device != other.device:
         raise ValueError(f"{name}: got a tensor on {value.device}, expected {other.device} like {other_name}: move one.")
+
+
+def not_empty(name: str, value: Tensor, sizes: Iterable[int], of_each: str) -> None:
+    """Refuse a tensor of which one of ``sizes`` is 0."""
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected at least one {of_each}.")
 
 
 def same_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
@@ -209,8 +234,7 @@ def attention_inputs(query: Any, key: Any, value: Any) -> None:
     same_shape("key", key, (batch, key_heads, seq_len, head_dim), "query's batch, seq_len and head_dim")
     same_shape("value", value, (batch, key_heads, seq_len, head_dim), "the shape of key")
     for name, tensor in (("query", query), ("key", key)):
-        if any(size < 1 for size in tensor.shape[1:]):
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected at least one head, one token and one channel.")
+        not_empty(name, tensor, tensor.shape[1:], "head, one token and one channel")
     if heads % key_heads != 0:
         raise ValueError(
             f"key: got {key_heads} heads for {heads} query heads, expected a divisor of {heads}: in grouped-query "
@@ -229,7 +253,7 @@ def pattern_fits(pattern: Any, batch: int, heads: int, seq_len: int, device: tor
         )
     if pattern.device != device:
         raise ValueError(f"pattern: got one on {pattern.device}, expected {device} like query: build it from masks there.")
-    if len(pattern.dilations) not in (1, heads):
+    if len(pattern.dilations) != 1 and len(pattern.dilations) != heads:
         raise ValueError(
             f"dilation: got {len(pattern.dilations)} values, expected 1 or one for each of the {heads} query heads."
         )
@@ -282,6 +306,8 @@ def absorbed_inputs(
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {dims} dimensions.")
     states("query_global", query_global)
     same_kind("hidden_states", hidden_states, "query_global", query_global)
+    not_empty("hidden_states", hidden_states, hidden_states.shape[1:], "token and one channel")
+    not_empty("query_global", query_global, (query_global.shape[1], query_global.shape[3]), "head and one channel")
     batch, seq_len, hidden_size = hidden_states.shape
     pattern_fits(pattern, batch, query_global.shape[1], seq_len, query_global.device)
     global_queries("query_global", query_global, pattern)
@@ -311,8 +337,11 @@ def scale(value: Any, head_dim: int) -> float:
         factor = float(value)
     except OverflowError:  # a whole number beyond all floats
         factor = math.inf
-    if not math.isfinite(factor):
-        raise ValueError(f"scale: got {value!r}, expected a finite number.")
+    if not abs(factor) <= _LARGEST_SCALE:
+        raise ValueError(
+            f"scale: got {value!r}, expected a finite number up to {_LARGEST_SCALE:g}, beyond which masked scores would "
+            "not stay below all others: multiply query by it."
+        )
     return factor
 
 

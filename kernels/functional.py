@@ -86,7 +86,7 @@ def sliding_window_attention(
     batch, heads, seq_len, head_dim = query.shape
     if pattern is None:
         pattern = _pattern_from_masks(query, window, dilation, is_causal, attention_mask, global_mask)
-    elif window is not None or attention_mask is not None or global_mask is not None or dilation != 1 or is_causal:
+    elif is_causal or checks.dilation(dilation) != 1 or any(one is not None for one in (window, attention_mask, global_mask)):
         raise ValueError(
             "pattern: got one together with window, dilation, is_causal or masks, expected either: the pattern holds them all."
         )
@@ -238,8 +238,8 @@ def attention_probabilities(
         ``pattern.global_index``, then the window, the token itself at column G + left; zero where a window column falls on a
         global token (its probability stands in the first G columns), on padding or outside the text.
         global, (batch, len(heads), seq_len, G): how much each global token attends to each token; None without
-        ``query_global`` or without any global token (a traced graph cannot know, and may give G = 0). Both in float32
-        (float64 for float64 inputs).
+        ``query_global`` or without any global token (where their number is not read, in a traced graph or with
+        ``max_globals``, a map of as many columns as there is room for). Both in float32 (float64 for float64 inputs).
 
     Raises:
         TypeError, ValueError: as in :func:`longformer_attention`.
@@ -257,7 +257,7 @@ def attention_probabilities(
         checks.global_inputs(query, query_global, key_global, key_global, pattern)
     local = probabilities.local_map(query, key, pattern, factor, chosen_heads, chosen_rows, with_rows)
     # While tracing the number of global tokens may be unknown; the map then has that many columns, none being one of them.
-    none_is_global = pattern.global_mask is None or (not torch.compiler.is_compiling() and pattern.global_index.shape[1] == 0)
+    none_is_global = pattern.global_mask is None or (not checks.is_tracing() and pattern.global_index.shape[1] == 0)
     if query_global is None or key_global is None or none_is_global:
         return local, None
     return local, probabilities.global_map(query_global, key_global, pattern, factor, chosen_heads)
@@ -309,6 +309,12 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def _is_in_functional_grad() -> bool:
+    """Whether torch.func.grad, vjp or a function made of them is around the call."""
+    functorch = torch._C._functorch
+    return any(level.key() == functorch.TransformType.Grad for level in functorch.get_interpreter_stack() or ())
+
+
 def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | None) -> str:
     """The backend that runs, by the operators' names; logs once when that is not a GPU kernel.
 
@@ -322,6 +328,11 @@ def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | N
         raise NotImplementedError(
             f"backend: got {requested!r} and a tensor with a tangent (torch.func.jvp, torch.autograd.forward_ad), which no "
             "operator here carries on: differentiate backward, or pass backend='reference', which does."
+        )
+    if chosen != "reference" and not torch.compiler.is_compiling() and _is_in_functional_grad():
+        raise NotImplementedError(
+            f"backend: got {requested!r} inside torch.func.grad or vjp, which take no operator that computes its gradients "
+            "itself: differentiate by torch.autograd.grad or backward(), or pass backend='reference'."
         )
     if chosen == "triton" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return backends.BOTH_WAYS

@@ -44,13 +44,14 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 def _check(parts: Sequence[tuple[Tensor, Tensor]]) -> None:
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, (list, tuple)) and len(part) == 2 for part in parts):
-        raise TypeError("parts: expected a list of pairs (out, lse), as return_lse=True gives them.")
+        got = [type(part).__name__ for part in parts] if isinstance(parts, (list, tuple)) else type(parts).__name__
+        raise TypeError(f"parts: got {got}, expected a list of pairs (out, lse), as return_lse=True gives them.")
     if not parts:
         raise ValueError("parts: got an empty list, expected at least one pair (out, lse).")
-    if not all(isinstance(member, Tensor) for part in parts for member in part):
-        raise TypeError(
-            "parts: got a pair with something else than tensors, expected (out, lse) as return_lse=True gives them."
-        )
+    for number, part in enumerate(parts):
+        if not all(isinstance(member, Tensor) for member in part):
+            got = ", ".join(type(member).__name__ for member in part)
+            raise TypeError(f"parts[{number}]: got ({got}), expected two tensors (out, lse), as return_lse=True gives them.")
     out, lse = parts[0]
     for number, (part_out, part_lse) in enumerate(parts):
         if part_out.shape != out.shape or part_lse.shape != out.shape[:-1]:

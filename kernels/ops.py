@@ -23,12 +23,11 @@ from longformer_triton.kernels.backends import AUTOMATIC, BOTH_WAYS
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States, empty_rows
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
 
-# query, key, value
-States = tuple[Tensor, Tensor, Tensor]
 # Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
 _BACKEND_MODULES = {
     "torch": "longformer_triton.kernels.blockwise",
@@ -141,7 +140,7 @@ def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[T
     """Uninitialised gradients; an empty tensor stands for one that is not needed, since operators cannot return None."""
     like = next(tensor for tensor in inputs if tensor is not None)
     return [
-        torch.empty_like(tensor) if needed and tensor is not None else like.new_empty(0)
+        empty_rows(tensor) if needed and tensor is not None else like.new_empty(0)
         for tensor, needed in zip(inputs, needs, strict=True)
     ]
 
@@ -159,7 +158,7 @@ def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
 @attention.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     query = arguments[0]
-    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
+    return empty_rows(query), query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
 
 
 @torch.library.custom_op(
@@ -243,6 +242,21 @@ def _(*arguments: Any) -> list[Tensor]:
     return _like_inputs(inputs, needs)
 
 
+class _OnlyOnce(torch.autograd.Function):
+    """Gradients that depend on ``inputs``, of which there is no derivative: asked for it, they say so."""
+
+    @staticmethod
+    def forward(_: Any, num_grads: int, *grads_and_inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.view_as(grad) for grad in grads_and_inputs[:num_grads])
+
+    @staticmethod
+    def backward(*_: Any) -> Any:
+        raise NotImplementedError(
+            "backend: its gradients were differentiated again, which the operators of 'triton' and 'torch' cannot: pass "
+            "backend='reference', which can."
+        )
+
+
 def _make_autograd(num_inputs: int, backward_op: Any) -> tuple[Any, Any]:
     """(setup_context, backward) for an operator whose first ``num_inputs`` arguments are differentiable."""
 
@@ -262,7 +276,10 @@ def _make_autograd(num_inputs: int, backward_op: Any) -> tuple[Any, Any]:
         arguments = list(ctx.plain)
         for slot, tensor in zip(ctx.tensor_slots, saved[ctx.num_outputs :], strict=True):
             arguments[slot] = tensor
-        grads = backward_op(*grad_outputs, *saved[: ctx.num_outputs], needs, *arguments)
+        with torch.no_grad():
+            grads = backward_op(*grad_outputs, *saved[: ctx.num_outputs], needs, *arguments)
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = _OnlyOnce.apply(num_inputs, *grads, *(tensor for tensor in saved if tensor.requires_grad))
         given = [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
         return (*given, *(None,) * (len(ctx.plain) - num_inputs))
 

@@ -140,7 +140,7 @@ class AttentionPattern:
         if global_mask is not None:
             index, count = compaction.global_index(global_mask, max_globals)
             # Where the width was counted and is known, a mask that marks nothing is as good as none, and cheaper.
-            if max_globals is None and not torch.compiler.is_compiling() and index.shape[1] == 0:
+            if max_globals is None and not checks.is_tracing() and index.shape[1] == 0:
                 global_mask = None
         else:
             index = torch.empty((batch, 0), dtype=torch.int64, device=place)
@@ -208,9 +208,9 @@ class AttentionPattern:
             (batch, ..., G, features); entries past a sample's own count are zero.
 
         Raises:
-            TypeError, ValueError: ``states`` is no tensor, or not of the pattern's batch and seq_len.
+            TypeError, ValueError: ``states`` is no tensor, or not of the pattern's batch, seq_len and device.
         """
-        checks.gatherable("states", states, self.batch, self.seq_len)
+        checks.gatherable("states", states, self.batch, self.seq_len, self.device)
         between = (1,) * (states.dim() - 3)
         index = self.global_index.view(self.batch, *between, self.global_index.shape[1], 1)
         rows = states.gather(-2, index.clamp_min(0).expand(*states.shape[:-2], index.shape[-2], states.shape[-1]))

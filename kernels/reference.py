@@ -31,7 +31,7 @@ def _softmax_attention(
     probability = torch.softmax(scores, -1).masked_fill(~seen, 0.0)
     if factor is not None:
         probability = probability * factor
-    out = product(probability, _repeat_heads(value, query.shape[1]))
+    out = product(probability, _repeat_heads(value, query.shape[1])).masked_fill(~seen, 0.0)
     lse = torch.logsumexp(scores, -1).masked_fill(~seen[..., 0], -torch.inf)
     return out, lse, probability.sum(-1)
 

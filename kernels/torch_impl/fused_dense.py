@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate
+from longformer_triton.kernels.precision import accumulate, accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import blank
 from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
 
@@ -26,11 +26,14 @@ def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
 
 
 def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Masked tokens as (batch, 1, seq_len) bool, and the additive mask (batch, 1, 1, seq_len) that hides their keys."""
+    """Masked tokens as (batch, 1, seq_len) bool, and the additive mask (batch, 1, 1, seq_len) that hides their keys.
+
+    It has the type of the scores: the least number of float16 is not below all that products of float16 make.
+    """
     if pattern.key_mask is None:
         return None, None
     hole = ~pattern.key_mask[:, None]
-    bias = torch.zeros(hole.shape, dtype=dtype).masked_fill_(hole, max(FLOOR, torch.finfo(dtype).min))
+    bias = torch.zeros(hole.shape, dtype=accumulation_dtype(dtype)).masked_fill_(hole, FLOOR)
     return hole, bias[:, None]
 
 

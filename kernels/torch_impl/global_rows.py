@@ -15,7 +15,8 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype
-from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, States, blank, read_samples
+from longformer_triton.kernels.states import States
+from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
 from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, backward_tile, bias_from, forward_tile
 from longformer_triton.kernels.workspace import Workspace
 

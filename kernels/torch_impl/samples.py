@@ -10,10 +10,8 @@ from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States
 from longformer_triton.kernels.torch_impl.tiles import Needs
-
-# query, key, value: (batch, heads, tokens, channels)
-States = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)

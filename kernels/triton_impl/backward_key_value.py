@@ -91,6 +91,8 @@ def _window_grad_key_value(
         if DESCRIPTORS:
             normaliser = normaliser_tiles.load([row + query_start])
             delta = delta_tiles.load([row + query_start])
+            # Past the end of the head these are the next one's, whose NaN no mask on probabilities would stop.
+            delta = tl.where(real, delta, 0.0) if CHECK != CLEAN else delta
         else:
             normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)

@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.triton_impl.problem import States, fits_descriptor
+from longformer_triton.kernels.states import States
+from longformer_triton.kernels.triton_impl.problem import fits_descriptor
 
 
 def forward(window: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor] | None:

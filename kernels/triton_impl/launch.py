@@ -18,6 +18,7 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States, ceil_div, empty_rows
 from longformer_triton.kernels.triton_impl import fused_dense, global_rows
 from longformer_triton.kernels.triton_impl.backward_global import (
     columns_grad_key_value,
@@ -28,7 +29,7 @@ from longformer_triton.kernels.triton_impl.backward_global import (
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.problem import Given, Problem, States, ceil_div, tensor_arguments
+from longformer_triton.kernels.triton_impl.problem import Given, Problem, tensor_arguments
 from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
@@ -50,7 +51,7 @@ def attention_forward(
     query = window[0]
     dense = fused_dense.forward(window, pattern, scale, dropout)
     if dense is None:
-        out = torch.empty_like(query)
+        out = empty_rows(query)
         lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
     else:
         out, lse = dense

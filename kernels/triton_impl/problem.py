@@ -16,12 +16,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError, Target, target_of
-
-# query, key, value
-States = tuple[Tensor, Tensor, Tensor]
 
 # Sums over the whole text are split until there are about this many programs: four for each multiprocessor of an H100.
 _TARGET_PROGRAMS = 528
@@ -29,11 +27,6 @@ _TARGET_PROGRAMS = 528
 _LARGEST_BLOCK = 512
 # Times these, the floor of masked scores (primitives.FLOOR, -2**100) still is far below any other score, and still is finite.
 _SCALES = (1e-20, 1e8)
-
-
-def ceil_div(number: int, divisor: int) -> int:
-    """As ``triton.cdiv``, which outside of kernels costs microseconds."""
-    return -(-number // divisor)
 
 
 def fits_descriptor(states: Tensor) -> bool:

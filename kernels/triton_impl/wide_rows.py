@@ -17,13 +17,10 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
+from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
-from longformer_triton.kernels.triton_impl.problem import ceil_div
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import target_of
-
-# query, key, value
-States = tuple[Tensor, Tensor, Tensor]
 
 # Scores held at once; a chunk has as many rows as fit, and at least one.
 _SCORES = 1 << 26

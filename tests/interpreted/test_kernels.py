@@ -1,6 +1,7 @@
 """The Triton kernels against the dense reference, in float64 and in the interpreter, for every option and their pairs."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -226,6 +227,31 @@ def test_channels_that_are_no_neighbours_are_refused():
     states = torch.zeros(1, 1, 16, 20).transpose(2, 3)
     with pytest.raises(ValueError, match=r"query: got strides .*\.contiguous\(\)"):
         sliding_window_attention(states, states, states, window=2, backend="triton")
+
+
+@BY
+@pytest.mark.parametrize("slot", range(4), ids=["query", "key", "value", "grad_out"])
+def test_nan_stays_in_its_head(slot, descriptors, use_tiles):
+    """Numbers of rows come in tiles too, and the last tile of a head holds some of the next one's, or of the next text's."""
+    use_tiles(32, 32, descriptors=descriptors)
+    inputs = [torch.randn(2, 2, 100, 16, dtype=torch.float16) for _ in range(4)]  # float32 is always loaded by pointers
+    inputs[slot][0, 1, :3] = inputs[slot][1, 0, :3] = torch.nan
+    leaves = [states.requires_grad_() for states in inputs[:3]]
+    out = sliding_window_attention(*leaves, window=20, backend="triton")
+    for result in (out, *torch.autograd.grad(out, leaves, inputs[3])):
+        assert not result[[0, 1], [0, 1]].isnan().any()
+
+
+def test_rows_that_overlap():
+    """Tokens one element apart: ``torch.empty_like`` would make of that a layout in which channels are no neighbours."""
+    states = [torch.randn(1, 1, 95).as_strided((1, 1, 32, 64), (95, 95, 1, 1)) for _ in range(3)]
+    results = []
+    for backend in ("triton", "torch", "reference"):
+        leaves = [tensor.detach().requires_grad_() for tensor in states]
+        out = sliding_window_attention(*leaves, window=4, backend=backend)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for got, expected in itertools.product(results[:2], results[2:]):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_offsets_beyond_31_bits():

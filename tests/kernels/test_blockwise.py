@@ -186,6 +186,15 @@ def test_covering_window_with_any_scale(options, scale):
     check_against_reference(Case(seq_len=50, scale=scale, **options))
 
 
+@pytest.mark.parametrize("window", [4, 9], ids="window_{}".format)
+def test_scores_below_all_numbers_of_float16(window):
+    """Scores are float32, and so must be what marks padding: the least float16 was above them."""
+    query = torch.full((1, 1, 9, 64), 100.0, dtype=torch.float16)
+    mask = torch.tensor([[1] * 7 + [0] * 2])
+    out = sliding_window_attention(query, -query, torch.ones_like(query), window=window, attention_mask=mask, backend="torch")
+    assert torch.equal(out[0, 0, :, 0], mask[0].half())
+
+
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000], ids="block_of_{}".format)
 def test_block_size_changes_nothing(rows, monkeypatch):
     case = OPTION_CASES["everything"]

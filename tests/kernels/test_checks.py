@@ -14,8 +14,9 @@ from refused_calls import (
     states,
     window_call,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from longformer_triton.kernels import available_backends
+from longformer_triton.kernels import AttentionPattern, available_backends, sliding_window_attention
 
 
 @pytest.fixture
@@ -167,6 +168,21 @@ REFUSALS = {
     ),
     "pattern_and_causal": (window_call, {"pattern": pattern(), "is_causal": True}, ValueError, r"^pattern: got one together"),
     "pattern_and_dilation": (window_call, {"pattern": pattern(), "dilation": 2}, ValueError, r"^pattern: got one together"),
+    "pattern_and_dilation_tensor": (
+        window_call,
+        {"pattern": pattern(), "dilation": torch.tensor([1, 2])},
+        TypeError,
+        r"^dilation: got a tensor of shape \(2,\), expected an int or a sequence",
+    ),
+    "query_sparse": (window_call, {"query": torch.zeros(2, 4, 6, 8).to_sparse()}, TypeError, r"^query: got a tensor of layout"),
+    "scale_huge": (window_call, {"scale": -1e25}, ValueError, r"^scale: got -1e\+25, expected a finite number up to 1e\+20"),
+    "rows_without_channels": (
+        absorbed_call,
+        {"query_global": torch.zeros(2, 4, 1, 0)},
+        ValueError,
+        r"^query_global: got shape \(2, 4, 1, 0\), expected at least one head and one channel",
+    ),
+    "validate_text": (masks_call, {"shape": (1, 4), "validate": "no"}, TypeError, r"^validate: got 'no', expected None, True"),
     "pattern_not_one": (window_call, {"pattern": "local"}, TypeError, r"^pattern: got str, expected an AttentionPattern \("),
     "pattern_other_length": (
         window_call,
@@ -253,6 +269,22 @@ def test_the_unchanged_calls_are_accepted(function):
 def test_gather_global_refuses(states, message):
     with pytest.raises(ValueError, match=rf"^states: got shape.*{message}"):
         pattern().gather_global(states)
+
+
+def test_gather_global_refuses_another_device():
+    with pytest.raises(ValueError, match=r"^states: got a tensor on meta, expected cpu, where the pattern is"):
+        pattern().gather_global(torch.ones(2, 6, 3, **META))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_values_are_not_read_while_tracing(mode):
+    def attend(states, mask):
+        pattern = AttentionPattern.from_masks(mask, 1 - mask, window=1, max_globals=2)
+        return sliding_window_attention(states, states, states, pattern=pattern)
+
+    states, mask = torch.randn(1, 2, 5, 3), torch.tensor([[1, 1, 1, 0, 0]])
+    graph = make_fx(attend, tracing_mode=mode)(states, mask)
+    assert torch.equal(graph(states, mask), attend(states, mask))
 
 
 def test_values_are_checked_on_request_and_can_be_left_out():

@@ -1,5 +1,7 @@
 """Operators under the compiler: their contracts, one graph for many lengths, export, and activation checkpointing."""
 
+import functools
+
 import pytest
 import torch
 from attention_cases import OPTION_CASES, Case, each
@@ -110,6 +112,15 @@ def test_window_and_dilation_are_run_time_numbers():
         ):
             assert torch.equal(got, expected)
     assert 1 <= graphs_compiled() <= 2, graphs_compiled()
+
+
+def test_dilation_of_each_head_compiles_with_dynamic_shapes():
+    """The number of heads is a symbol then, which is in no tuple."""
+    layer = functools.partial(sliding_window_attention, window=2, dilation=(1, 3))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for seq_len in (8, 13):
+        states = [torch.randn(2, 2, seq_len, 4) for _ in range(3)]
+        assert torch.equal(compiled(*states), layer(*states))
 
 
 def test_compiled_without_globals_or_masks():

@@ -107,6 +107,22 @@ def test_differentiating_twice_raises():
     """The backward operator has no derivative, and says so instead of giving zeros."""
     inputs = Case().inputs()
     out = sliding_window_attention(*inputs, window=3, backend="torch")
-    (grad,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError), match="attention_backward"):
-        grad.sum().backward()
+    expected = torch.autograd.grad(out.square().sum(), inputs, retain_graph=True)
+    grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+    assert all(map(torch.equal, grads, expected))
+    with pytest.raises(NotImplementedError, match=r"backend: its gradients were differentiated again.*backend='reference'"):
+        grads[1].sum().backward()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev], ids=lambda transform: transform.__name__)
+def test_functional_gradients_are_the_references_alone(transform):
+    query, key, value = Case().inputs(requires_grad=False)[:3]
+
+    def total(backend):
+        return lambda query: sliding_window_attention(query, key, value, window=3, backend=backend).sum()
+
+    with pytest.raises(NotImplementedError, match=r"backend: got None inside torch.func.grad.*backend='reference'"):
+        transform(total(None))(query)
+    query.requires_grad_()
+    (expected,) = torch.autograd.grad(total("torch")(query), query)
+    torch.testing.assert_close(transform(total("reference"))(query), expected)

@@ -86,11 +86,11 @@ def test_types_stay(dtype):
 OUT, LSE = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
 REFUSALS = {
     "empty": ([], ValueError, r"^parts: got an empty list, expected at least one pair"),
-    "one_pair_without_a_list": ((OUT, LSE), TypeError, r"^parts: expected a list of pairs \(out, lse\)"),
-    "triples": ([(OUT, LSE, LSE)], TypeError, r"^parts: expected a list of pairs"),
-    "generator": ((pair for pair in [(OUT, LSE)]), TypeError, r"^parts: expected a list of pairs"),
-    "none_in_a_pair": ([(OUT, None)], TypeError, r"^parts"),
-    "names_instead_of_tensors": ([("out", "lse")], TypeError, r"^parts"),
+    "one_pair_without_a_list": ((OUT, LSE), TypeError, r"^parts: got \['Tensor', 'Tensor'\], expected a list of pairs \(out"),
+    "triples": ([(OUT, LSE, LSE)], TypeError, r"^parts: got \['tuple'\], expected a list of pairs"),
+    "generator": ((pair for pair in [(OUT, LSE)]), TypeError, r"^parts: got generator, expected a list of pairs"),
+    "none_in_a_pair": ([(OUT, None)], TypeError, r"^parts\[0\]: got \(Tensor, NoneType\), expected two tensors"),
+    "names_instead_of_tensors": ([("out", "lse")], TypeError, r"^parts\[0\]: got \(str, str\), expected two tensors"),
     "other_length": (
         [(OUT, LSE), (OUT[:, :, :2], LSE[:, :, :2])],
         ValueError,

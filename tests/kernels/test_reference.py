@@ -173,6 +173,15 @@ def test_masked_rows_have_zero_gradients():
             assert tensor.grad[:, :, :2].any()
 
 
+def test_nan_that_comes_back_to_masked_rows_stays_there():
+    states = [torch.randn(1, 1, TOKENS, 2, requires_grad=True) for _ in range(3)]
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    out = sliding_window_attention(*states, window=2, attention_mask=mask, backend="reference")
+    grad_out = torch.ones_like(out)
+    grad_out[:, :, 5] = torch.nan
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out, states, grad_out))
+
+
 def test_autocast_lowers_no_product():
     """What others are judged by, and maps that are promised in float32, stay as exact as without."""
     pattern = AttentionPattern.from_masks(None, torch.eye(2, 8), window=2)
