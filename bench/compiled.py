@@ -33,9 +33,20 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.states import States
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
-from longformer_triton.kernels.triton_impl.problem import Given
+from longformer_triton.kernels.triton_impl.problem import BackwardInputs
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
+
+# Matrix products of a score: scores and out; scores, dP and dQ; scores, dP, dK and dV.
+PRODUCTS = {
+    "window_forward": 2,
+    "global_rows_forward": 2,
+    "window_grad_query": 3,
+    "global_rows_grad_query": 3,
+    "window_grad_key_value": 4,
+    "global_rows_grad_key_value": 4,
+    "global_columns_grad_key_value": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +147,7 @@ def launches_over(
     steps = [forward_steps(window, rows, pattern, 0.125, drops, out, lse, target)]
     if training:
         grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
-        given = Given(torch.randn_like(query), None, out, lse)
+        given = BackwardInputs(torch.randn_like(query), None, out, lse)
         steps.append(backward_steps(given, window, rows, pattern, 0.125, drops, [True] * 6, grads, target))
     return [step for step in itertools.chain(*steps) if isinstance(step, Launch)]
 
@@ -224,6 +235,10 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
     )  # fmt: skip
 
 
+# What Triton itself passes to the assembler, since 3.7.
+_REGISTER_OPTIONS = [] if triton.__version__.startswith("3.6.") else ["--regAllocOptLevel=2"]
+
+
 def _usage(handle: Any, architecture: str) -> tuple[int, int, bool]:
     """(registers, bytes spilled, whether matrix products were serialised) as the assembler reports them."""
     about = ARCHITECTURES[architecture]
@@ -241,7 +256,7 @@ def _usage(handle: Any, architecture: str) -> tuple[int, int, bool]:
         file.write(handle.asm["ptx"])
         file.flush()
         name = f"sm_{capability}{'a' if capability >= 90 else ''}"
-        command = [get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        command = [get_ptxas(capability).path, "-v", *_REGISTER_OPTIONS, f"--gpu-name={name}", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
     stores, loads, registers = (
         int(re.search(pattern, report)[1])  # type: ignore[index]
@@ -257,12 +272,12 @@ class Bound(NamedTuple):
     by: str
 
 
-def bound_of(compiled: Compiled, products: int, head_dim: int) -> Bound:
+def bound_of(compiled: Compiled, head_dim: int) -> Bound:
     """The bound that the main loop's instruction mix sets, by issue rates alone; NaN where there is no such loop.
 
-    A score costs ``products`` * ``head_dim`` multiply-adds, its exponentials in the special-function units, and issue slots for
-    its instructions. The slowest of the three sets the pace (latencies and memory come on top). The peak is that of products in
-    the kernel's precision: of the matrix units, or in exact float32 on NVIDIA's, of FFMA.
+    A score costs ``head_dim`` multiply-adds in each of its products, its exponentials in the special-function units, and issue
+    slots for its instructions. The slowest of the three sets the pace (latencies and memory come on top). The peak is that of
+    products in the kernel's precision: of the matrix units, or in exact float32 on NVIDIA's, of FFMA.
     """
     about, mix = ARCHITECTURES[compiled.architecture], compiled.mix
     if not mix["all"]:
@@ -273,7 +288,7 @@ def bound_of(compiled: Compiled, products: int, head_dim: int) -> Bound:
         scalar = sum(number for name, number in compiled.main_loop.items() if not name.startswith("v_"))
         slots -= mix["matrix"] + scalar * mix["all"] / compiled.main_loop.total()
     clocks = {
-        "matrix": products * head_dim / about.multiply_adds[compiled.precision],
+        "matrix": PRODUCTS[compiled.kernel] * head_dim / about.multiply_adds[compiled.precision],
         "exp": mix["exp2"] / about.exponentials,
         "issue": slots / about.issue,
     }

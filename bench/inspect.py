@@ -7,18 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from longformer_triton.bench.assembly import MIX, kind_of
-from longformer_triton.bench.compiled import Compiled, Variant, bound_of, compile_launch, launches_of
+from longformer_triton.bench.compiled import PRODUCTS, Compiled, Variant, bound_of, compile_launch, launches_of
 
-# Matrix products of a score: scores and out; scores, dP and dQ; scores, dP, dK and dV.
-PRODUCTS = {
-    "window_forward": 2,
-    "rows_forward": 2,
-    "window_grad_query": 3,
-    "rows_grad_query": 3,
-    "window_grad_key_value": 4,
-    "rows_grad_key_value": 4,
-    "columns_grad_key_value": 4,
-}
 # Columns of text that a table takes.
 WIDTH = 200
 
@@ -49,7 +39,7 @@ def row_of(compiled: Compiled, head_dim: int) -> list[str]:
         return [*fields, *[""] * (len(MIX) + 3)]
     products = {name: number for name, number in compiled.main_loop.items() if kind_of(name) == "matrix"}
     name = max(products, key=lambda name: products[name], default="FFMA")
-    bound = bound_of(compiled, PRODUCTS[compiled.kernel], head_dim)
+    bound = bound_of(compiled, head_dim)
     mix = [f"{compiled.mix[kind]:.2f}" for kind in (*MIX, "other")]
     return [
         *fields,

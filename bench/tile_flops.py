@@ -14,8 +14,7 @@ from __future__ import annotations
 import collections
 
 from longformer_triton.bench.cases import TRAINING, Inputs
-from longformer_triton.bench.compiled import launches_over
-from longformer_triton.bench.inspect import PRODUCTS
+from longformer_triton.bench.compiled import PRODUCTS, launches_over
 from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.primitives import tile_phases_of
 from longformer_triton.kernels.triton_impl.steps import Launch
@@ -61,10 +60,10 @@ def _pairs(launch: Launch, real_len: int) -> int:
         align = 64 if given["DROPOUT"] else 1
         in_window = _window_pairs(launch, block_m, block_n, given["left"], given["right"], align, real_len)
         return in_window + programs * block_m * columns
-    if name == "rows_grad_key_value":
+    if name == "global_rows_grad_key_value":
         return programs * block_n * given["group"] * columns
     # The splits of the rows and columns of global tokens share the text among them.
-    other = block_m if name == "columns_grad_key_value" else block_n
+    other = block_m if name == "global_columns_grad_key_value" else block_n
     return programs // given["splits"] * given["BLOCK_G"] * ceil_div(real_len, other) * other
 
 

@@ -18,7 +18,6 @@ from triton.errors import TritonError
 
 from longformer_triton.bench.architectures import ARCHITECTURES
 from longformer_triton.bench.compiled import Compiled, Variant, bound_of, compile_launch, launches_of
-from longformer_triton.bench.inspect import PRODUCTS
 from longformer_triton.bench.ptx_machine.launches import run_launch
 from longformer_triton.bench.ptx_machine.memory import FaultError
 from longformer_triton.kernels.triton_impl.steps import Launch
@@ -79,7 +78,7 @@ def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dr
     for block_m, block_n, warps, stages, *cap in tiles:
         too_large = block_m * block_n > 64 * 64 and (head_dim > 128 or precision == "ieee")
         # Dropout's bytes come for 64 keys at a time, where keys are neighbours.
-        split_bytes = dropout and kernel != "columns_grad_key_value" and block_n % 64
+        split_bytes = dropout and kernel != "global_columns_grad_key_value" and block_n % 64
         # A cap is for NVIDIA's assembler, and worth a try where a program is small enough or would get too few.
         small = warps > 8 or (head_dim <= 64 and precision == "half")
         no_cap = cap and not (about.is_nvidia and small)
@@ -195,7 +194,7 @@ def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: C
     for config in candidates(kernel, architecture, variant.precision, variant.head_dim, variant.dropout):
         compiled = compiles(kernel, variant, architecture, config)
         if compiled is not None and compiled.main_loop:
-            bounds[config] = compiled, bound_of(compiled, PRODUCTS[compiled.kernel], variant.head_dim).share
+            bounds[config] = compiled, bound_of(compiled, variant.head_dim).share
     left = {config: share for config, (_, share) in bounds.items()}
     while left:
         best = [config for config, share in left.items() if share >= _ABOUT_AS_GOOD * max(left.values())]

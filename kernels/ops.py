@@ -133,7 +133,7 @@ def _unpack(
 
 def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The three global projections of ``attention``, or None where it has none."""
-    return None if inputs[_NUM_ROWS] is None else inputs[_NUM_ROWS:]
+    return None if inputs[3] is None else inputs[3:]
 
 
 def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
@@ -151,8 +151,8 @@ def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[T
 def attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys, and of global rows where their projections are given."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[:_NUM_ROWS], inputs[0].shape[2], rest)
-    return module.attention_forward(inputs[:_NUM_ROWS], _rows_of(inputs), pattern, scale, dropout)
+    module, pattern, scale, dropout = _unpack(inputs[:3], inputs[0].shape[2], rest)
+    return module.attention_forward(inputs[:3], _rows_of(inputs), pattern, scale, dropout)
 
 
 @attention.register_fake
@@ -174,10 +174,9 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of the six inputs of ``attention``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
-    module, pattern, scale, dropout = _unpack(inputs[:_NUM_ROWS], inputs[0].shape[2], rest)
+    module, pattern, scale, dropout = _unpack(inputs[:3], inputs[0].shape[2], rest)
     grads = _like_inputs(inputs, needs)
-    window, rows = inputs[:_NUM_ROWS], _rows_of(inputs)
-    module.attention_backward(grad_out, grad_lse, out, lse, window, rows, pattern, scale, dropout, needs, grads)
+    module.attention_backward(grad_out, grad_lse, out, lse, inputs[:3], _rows_of(inputs), pattern, scale, dropout, needs, grads)
     return grads
 
 

@@ -1,5 +1,6 @@
 """Settings that every test shares: which tests run by default, what they need, and where their randomness comes from."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -15,6 +16,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of pytest-xdist share the cores: each gets its part of the threads."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

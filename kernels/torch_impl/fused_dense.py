@@ -1,4 +1,4 @@
-"""The PyTorch backend where every query sees every real key (window >= seq_len): PyTorch's fused CPU attention.
+"""The PyTorch backend where every query sees every real key (window >= seq_len - 1): PyTorch's fused CPU attention.
 
 There a band saves nothing, and the fused kernel, which keeps its scores in cache, is twice as fast as the blocks of
 :mod:`blockwise` (bench/LOG.md, "dense path"). It takes the log-sum-exp back in its backward, so both directions are exact.

@@ -18,6 +18,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    RUN_TIME_NUMBERS,
     Dropout,
     Rows,
     at_head,
@@ -36,11 +37,8 @@ from longformer_triton.kernels.triton_impl.primitives import (
 )
 
 
-@triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "splits",
-    "threshold",
-])  # fmt: skip
-def columns_grad_key_value(
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
+def global_columns_grad_key_value(
     query_ptr, key_ptr, value_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, partial_key_ptr, partial_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
@@ -103,8 +101,8 @@ def columns_grad_key_value(
         store_rows(Rows(partial_value_ptr + target, HEAD_DIM), slot, grad_value * value_scale, written, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
-def rows_grad_query(
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
+def global_rows_grad_query(
     query_ptr, key_ptr, value_ptr, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, partial_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
@@ -158,8 +156,8 @@ def rows_grad_query(
     store_rows(partials, slot, grad_query * grad_scale, slot < num_globals, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "threshold"])
-def rows_grad_key_value(
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
+def global_rows_grad_key_value(
     query_ptr, key_ptr, value_ptr, key_flags_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
@@ -231,7 +229,7 @@ def rows_grad_key_value(
         store_rows(grad_values, key_token, tl.where(real[:, None], grad_value * value_scale, 0.0), in_text, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["heads", "num_globals", "parts"])
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def reduce_partials(
     partial_ptr, global_index_ptr, global_count_ptr, target_ptr, target_stride_b, target_stride_h, target_stride_n,
     heads, num_globals, parts,

@@ -15,6 +15,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    RUN_TIME_NUMBERS,
     Dropout,
     Rows,
     at_head,
@@ -102,8 +103,9 @@ def _window_grad_key_value(
         grad_out = load_tile(grad_outs, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
         query = signed(query, query_sign, FLIP_QUERY)
         # Dropout's bytes are laid out for scores with query rows; without it, transposed scores feed both products as they are.
+        QUERY_ROWS: tl.constexpr = DROPOUT
         keep = keep_tile(dropout, token, key_start, strand.residue, BLOCK_N, DROPOUT)
-        if DROPOUT:
+        if QUERY_ROWS:
             low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
             visible = visible_pairs(low, high, key_start, real, BLOCK_N, EDGE) & real[:, None]  # [BLOCK_M, BLOCK_N]
         else:
@@ -111,15 +113,13 @@ def _window_grad_key_value(
             visible = visible_pairs(low, high, query_start, real, BLOCK_M, EDGE)  # [BLOCK_N, BLOCK_M]
         grad_key, grad_value = add_grad_key_value(
             grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
-            MASKED=CHECK != CLEAN, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=DROPOUT,
+            MASKED=CHECK != CLEAN, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=QUERY_ROWS,
             HOLD_KEPT=HOLD_KEPT, PRECISION=PRECISION,
         )  # fmt: skip
     return grad_key, grad_value
 
 
-@triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "threshold",
-])  # fmt: skip
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def window_grad_key_value(
     query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_flags_ptr, span_ptr,
     seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,

@@ -14,12 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longformer_triton.kernels.triton_impl.primitives import LOG2E, NOWHERE, Rows, at_head, load_rows
+from longformer_triton.kernels.triton_impl.primitives import LOG2E, NOWHERE, RUN_TIME_NUMBERS, Rows, at_head, load_rows
 
 
-@triton.jit(do_not_specialize=[
-    "grad_lse_stride_b", "grad_lse_stride_h", "grad_lse_stride_n", "heads", "seq_len", "row_stride",
-])  # fmt: skip
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def prepare_rows(
     grad_out_ptr, grad_lse_ptr, out_ptr, lse_ptr, global_mask_ptr, global_index_ptr, global_count_ptr, delta_ptr,
     normaliser_ptr,

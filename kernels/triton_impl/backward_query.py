@@ -14,6 +14,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     HOLES,
     NOWHERE,
+    RUN_TIME_NUMBERS,
     Dropout,
     Rows,
     at_head,
@@ -97,10 +98,7 @@ def _globals_grad_query(
     return grad_query
 
 
-@triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals",
-    "threshold",
-])  # fmt: skip
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def window_grad_query(
     query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr,
     seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_query_ptr,

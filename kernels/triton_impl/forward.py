@@ -16,6 +16,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     FLOOR,
     HOLES,
+    RUN_TIME_NUMBERS,
     Dropout,
     Rows,
     at_head,
@@ -82,9 +83,7 @@ def _attend_globals(
     return acc, row_max, row_sum
 
 
-@triton.jit(do_not_specialize=[
-    "heads", "first_head", "run_heads", "group", "seq_len", "left", "right", "dilation", "num_globals", "threshold",
-])  # fmt: skip
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def window_forward(
     query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr,
     seed_ptr, out_ptr, lse_ptr,

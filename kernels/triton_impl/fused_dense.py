@@ -1,4 +1,4 @@
-"""The forward of windows that leave out nothing (window >= seq_len): the fused kernel that PyTorch's own attention takes there.
+"""The forward of windows that leave out nothing (window >= seq_len - 1): the fused kernel of PyTorch's own attention.
 
 A band saves nothing then, and full or causal attention is what vendors tune their kernels for (bench/LOG.md, "covering
 windows"). So PyTorch is asked what it would run for these tensors, on this device and with its switches as they are
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.states import States
-from longformer_triton.kernels.triton_impl.problem import fits_descriptor
+from longformer_triton.kernels.triton_impl.descriptors import fits_descriptor
 
 
 def forward(window: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor] | None:

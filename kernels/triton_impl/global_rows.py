@@ -2,8 +2,9 @@
 
     out_g = softmax_j(scale q_g k_j) v_j        over every real token j (Longformer, arXiv 2004.05150, section 3.1)
 
-One program of :func:`rows_forward` owns BLOCK_G global queries of one head and one split of the keys, and leaves a partial
-out and log-sum-exp; :func:`rows_combine` joins the splits in order. With few rows the splits are what fills the machine.
+One program of :func:`global_rows_forward` owns BLOCK_G global queries of one head and one split of the keys, and leaves a
+partial out and log-sum-exp; :func:`global_rows_combine` joins the splits in order. With few rows the splits are what fills the
+machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
     EDGE,
     FLOOR,
     HOLES,
+    RUN_TIME_NUMBERS,
     Dropout,
     Rows,
     at_head,
@@ -31,8 +33,8 @@ from longformer_triton.kernels.triton_impl.primitives import (
 )
 
 
-@triton.jit(do_not_specialize=["heads", "group", "seq_len", "num_globals", "splits", "threshold"])
-def rows_forward(
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
+def global_rows_forward(
     query_ptr, key_ptr, value_ptr, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr, seed_ptr,
     partial_out_ptr, partial_lse_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
@@ -81,8 +83,8 @@ def rows_forward(
     tl.store(partial_lse_ptr + row + slot, lse, mask=written)
 
 
-@triton.jit(do_not_specialize=["heads", "seq_len", "num_globals", "splits"])
-def rows_combine(
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
+def global_rows_combine(
     partial_out_ptr, partial_lse_ptr, global_index_ptr, global_count_ptr, out_ptr, lse_ptr,
     out_stride_b, out_stride_h, out_stride_n,
     heads, seq_len, num_globals, splits,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longformer_triton.kernels.triton_impl.primitives import Dropout, keep_tile
+from longformer_triton.kernels.triton_impl.primitives import RUN_TIME_NUMBERS, Dropout, keep_tile
 
 
-@triton.jit(do_not_specialize=["heads", "seq_len", "num_globals", "first_slot", "rows", "threshold"])
+@triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def keep_rows(
     keep_ptr, global_index_ptr, seed_ptr,
     heads, seq_len, num_globals, first_slot, rows, threshold,

@@ -19,22 +19,28 @@ from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.states import States, ceil_div, empty_rows
-from longformer_triton.kernels.triton_impl import fused_dense, global_rows
+from longformer_triton.kernels.triton_impl import fused_dense
 from longformer_triton.kernels.triton_impl.backward_global import (
-    columns_grad_key_value,
+    global_columns_grad_key_value,
+    global_rows_grad_key_value,
+    global_rows_grad_query,
     reduce_partials,
-    rows_grad_key_value,
-    rows_grad_query,
 )
 from longformer_triton.kernels.triton_impl.backward_key_value import window_grad_key_value
+from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
 from longformer_triton.kernels.triton_impl.backward_query import window_grad_query
+from longformer_triton.kernels.triton_impl.descriptors import fits_descriptor, fitting_copy, uses_descriptors
 from longformer_triton.kernels.triton_impl.forward import window_forward
-from longformer_triton.kernels.triton_impl.problem import Given, Problem, tensor_arguments
+from longformer_triton.kernels.triton_impl.global_rows import global_rows_combine, global_rows_forward
+from longformer_triton.kernels.triton_impl.problem import BackwardInputs, Problem, tensor_arguments
 from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
 
 __all__ = ["attention_backward", "attention_forward", "backward_steps", "forward_steps", "rows_backward", "rows_forward"]
+
+# By the names of kernels' arguments.
+Arguments = dict[str, Any]
 
 
 def _run(steps: Iterator[Step], place: Tensor) -> None:
@@ -77,17 +83,22 @@ def forward_steps(
     problem = Problem(window, pattern, scale, dropout, target)
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
     if need_window:
-        config, tiles = problem.config_and_tiles("window_forward", "block_n", problem.key_value)
-        for run in problem.runs():
-            available = {**problem.arguments, **results, **run, **tiles}
-            yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
+        yield from _window_forward_steps(problem, results)
     if rows is not None and problem.num_globals:
-        problem = problem.of_rows(rows)
-        yield from _rows_forward_steps(problem, results)
+        yield from _rows_forward_steps(problem.of_rows(rows), results)
 
 
-def _rows_forward_steps(problem: Problem, results: dict[str, Any]) -> Iterator[Step]:
-    config = problem.config("rows_forward")
+def _window_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
+    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
+    config = problem.config("window_forward", descriptors=by_descriptors)
+    tiles = problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
+    for run in problem.runs():
+        available = {**problem.arguments, **results, **tiles, **run}
+        yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
+
+
+def _rows_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
+    config = problem.config("global_rows_forward")
     blocks = problem.global_blocks(problem.heads)
     splits = problem.splits(blocks, config.block_n)
     available = {
@@ -97,8 +108,8 @@ def _rows_forward_steps(problem: Problem, results: dict[str, Any]) -> Iterator[S
         "partial_out_ptr": problem.partials(problem.heads, splits, problem.head_dim),
         "partial_lse_ptr": problem.partials(problem.heads, splits),
     }
-    yield Launch.of(global_rows.rows_forward, blocks * splits, config, available)
-    yield Launch.of(global_rows.rows_combine, blocks, problem.config("rows_combine"), available)
+    yield Launch.of(global_rows_forward, blocks * splits, config, available)
+    yield Launch.of(global_rows_combine, blocks, problem.config("global_rows_combine"), available)
 
 
 def attention_backward(
@@ -117,12 +128,12 @@ def attention_backward(
     """Gradients of operator ``attention``, written into ``grads`` where needed."""
     if window[0].numel() == 0:
         return
-    given = Given(grad_out, grad_lse, out, lse)
+    given = BackwardInputs(grad_out, grad_lse, out, lse)
     _run(backward_steps(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
 
 
 def backward_steps(
-    given: Given,
+    given: BackwardInputs,
     window: States,
     rows: States | None,
     pattern: AttentionPattern,
@@ -144,34 +155,74 @@ def backward_steps(
         yield from (HostStep(grad.zero_) for grad in grads[3:])
 
 
+def prepare_step(
+    problem: Problem, given: BackwardInputs, *, of_globals: bool = False, without_globals: bool = False
+) -> tuple[Launch, Arguments]:
+    """The launch that makes delta and normaliser, and the arguments that the launches after it need of it.
+
+    They are of all tokens, of the global tokens alone, or of all others.
+    """
+    # Rows begin at multiples of 16 bytes, as the copy engine wants them.
+    row_stride = problem.num_globals if of_globals else ceil_div(problem.seq_len, 4) * 4
+    shape = (problem.batch, problem.heads, row_stride)
+    # Where only lse has a gradient, that of out is a zero seen through strides of zero.
+    grad_out = given.out.new_zeros(()).expand_as(given.out) if given.grad_out is None else given.grad_out
+    # The gradient of a sum does not fit, nor does a piece of a larger one that begins anywhere. A copy that does keeps the
+    # backward pass on the copy engine, like the forward pass.
+    by_descriptors = not of_globals and uses_descriptors(problem.target, problem.pattern, [problem.query])
+    # Kernels multiply a channel's number by its stride in 32 bits.
+    if (by_descriptors and not fits_descriptor(grad_out)) or grad_out.stride(-1) * problem.head_dim >= 2**31:
+        grad_out = fitting_copy(grad_out)
+    prepared = {
+        **tensor_arguments("grad_out", grad_out),
+        "row_stride": row_stride,
+        "delta_ptr": given.lse.new_empty(shape),
+        "normaliser_ptr": given.lse.new_empty(shape),
+    }
+    available = {
+        **problem.arguments,
+        **prepared,
+        **tensor_arguments("grad_lse", given.lse if given.grad_lse is None else given.grad_lse),
+        **tensor_arguments("out", given.out),
+        "lse_ptr": given.lse,
+        "HAS_GRAD_LSE": given.grad_lse is not None,
+        "SKIP_GLOBALS": without_globals and problem.pattern.global_mask is not None,
+        "GATHER": of_globals,
+    }
+    config = problem.config("prepare_rows")
+    programs = problem.batch * problem.heads * ceil_div(row_stride, config.block_m)
+    return Launch.of(prepare_rows, programs, config, available), prepared
+
+
 def _window_backward_steps(
-    problem: Problem, given: Given, with_rows: bool, needs: list[bool], grads: list[Tensor]
+    problem: Problem, given: BackwardInputs, with_rows: bool, needs: list[bool], grads: list[Tensor]
 ) -> Iterator[Step]:
     """What fills the gradients of query, key and value."""
-    launch, prepared = given.prepare(problem, without_globals=with_rows)
+    launch, prepared = prepare_step(problem, given, without_globals=with_rows)
     yield launch
-    available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
-        config, tiles = problem.config_and_tiles("window_grad_query", "block_n", problem.key_value)
-        available.update(
-            {**tensor_arguments("grad_query", grads[0]), "grad_scale": problem.scale * problem.arguments["rescale"]}
-        )
-        for run in problem.runs():
-            yield Launch.of(
-                window_grad_query, problem.window_programs(run, config.block_m), config, {**available, **run, **tiles}
-            )
+        yield from _query_steps(problem, prepared, grads[0])
     if need_key or need_value:
-        yield from _key_value_steps(problem, available, need_key, need_value, grads)
+        yield from _key_value_steps(problem, prepared, need_key, need_value, grads)
 
 
-def _grad_key_value_arguments(
-    problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
-) -> dict[str, Any]:
-    """Where gradients of key and value go, if they are needed."""
+def _query_steps(problem: Problem, prepared: Arguments, grad: Tensor) -> Iterator[Step]:
+    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
+    config = problem.config("window_grad_query", descriptors=by_descriptors)
+    tiles = problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
+    results = {**tensor_arguments("grad_query", grad), "grad_scale": problem.scale * problem.arguments["rescale"]}
+    for run in problem.runs():
+        available = {**problem.arguments, **prepared, **results, **tiles, **run}
+        yield Launch.of(window_grad_query, problem.window_programs(run, config.block_m), config, available)
+
+
+def _key_value_results(problem: Problem, need_key: bool, need_value: bool, grads: list[Tensor]) -> Arguments:
+    """Where gradients of key and value go, if they are needed; kernels do not write to what stands in for the others."""
+    key, value = problem.key_value.values()
     return {
-        **tensor_arguments("grad_key", grads[1] if need_key else available["key_ptr"]),
-        **tensor_arguments("grad_value", grads[2] if need_value else available["value_ptr"]),
+        **tensor_arguments("grad_key", grads[1] if need_key else key),
+        **tensor_arguments("grad_value", grads[2] if need_value else value),
         "key_scale": problem.magnitude * problem.arguments["rescale"],
         "value_scale": problem.arguments["rescale"],
         "NEED_KEY": need_key,
@@ -180,26 +231,29 @@ def _grad_key_value_arguments(
 
 
 def _key_value_steps(
-    problem: Problem, available: dict[str, Any], need_key: bool, need_value: bool, grads: list[Tensor]
+    problem: Problem, prepared: Arguments, need_key: bool, need_value: bool, grads: list[Tensor]
 ) -> Iterator[Step]:
     """What fills the gradients of key and value; heads that share keys have sums of their own first."""
-    available = {**available, **_grad_key_value_arguments(problem, available, need_key, need_value, grads)}
     needed = [name for name, is_needed in (("key", need_key), ("value", need_value)) if is_needed]
-    sums = dict(available)
+    results = _key_value_results(problem, need_key, need_value, grads)
+    sums = dict(results)
     if problem.group > 1:
         shape = (problem.batch, problem.heads, problem.seq_len, problem.head_dim)
         for name in needed:
-            sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.accumulate)))
-    rows = {"query": sums["query_ptr"], "grad_out": sums["grad_out_ptr"]}
-    numbers = {name: sums[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
-    config, tiles = problem.config_and_tiles("window_grad_key_value", "block_m", rows, numbers)
+            sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.acc_dtype)))
+    states = {"query": problem.query, "grad_out": prepared["grad_out_ptr"]}
+    by_descriptors = uses_descriptors(problem.target, problem.pattern, states.values())
+    config = problem.config("window_grad_key_value", descriptors=by_descriptors)
+    numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
+    tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
     for run in problem.runs():
-        yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, {**sums, **run, **tiles})
+        available = {**problem.arguments, **prepared, **sums, **tiles, **run}
+        yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, available)
     if problem.group > 1:
         for name in needed:
-            yield HostStep(functools.partial(_sum_groups, sums[f"grad_{name}_ptr"], available[f"grad_{name}_ptr"]))
+            yield HostStep(functools.partial(_sum_groups, sums[f"grad_{name}_ptr"], results[f"grad_{name}_ptr"]))
     if problem.num_globals:
-        yield from _columns_steps(problem, available, needed)
+        yield from _columns_steps(problem, prepared, results, needed)
 
 
 def _sum_groups(of_heads: Tensor, of_key_heads: Tensor) -> None:
@@ -207,49 +261,47 @@ def _sum_groups(of_heads: Tensor, of_key_heads: Tensor) -> None:
     of_key_heads.copy_(of_heads.unflatten(1, (of_key_heads.shape[1], -1)).sum(2))
 
 
-def _columns_steps(problem: Problem, available: dict[str, Any], needed: list[str]) -> Iterator[Step]:
+def _columns_steps(problem: Problem, prepared: Arguments, results: Arguments, needed: list[str]) -> Iterator[Step]:
     """Add what queries whose windows do not hold them give to global keys."""
-    config = problem.config("columns_grad_key_value")
+    config = problem.config("global_columns_grad_key_value")
     splits = problem.splits(problem.global_blocks(problem.heads), config.block_m)
-    partials = {f"partial_{name}_ptr": available["global_count_ptr"] for name in ("key", "value")}
-    partials.update({f"partial_{name}_ptr": problem.partials(problem.heads, splits, problem.head_dim) for name in needed})
-    available = {**available, **partials, "splits": splits}
+    partials = {
+        name: problem.partials(problem.heads, splits, problem.head_dim) if name in needed else problem.unused
+        for name in ("key", "value")
+    }
+    sums = {"splits": splits, **{f"partial_{name}_ptr": partial for name, partial in partials.items()}}
     for run in problem.runs():
         programs = problem.global_blocks(run["run_heads"]) * splits
-        yield Launch.of(columns_grad_key_value, programs, config, {**available, **run})
+        available = {**problem.arguments, **prepared, **results, **sums, **run}
+        yield Launch.of(global_columns_grad_key_value, programs, config, available)
     for name in needed:
-        target = tensor_arguments("target", available[f"grad_{name}_ptr"])
-        yield _reduce_launch(problem, available[f"partial_{name}_ptr"], target, problem.group, splits, scatter=True)
+        target = tensor_arguments("target", results[f"grad_{name}_ptr"])
+        yield _reduce_step(problem, partials[name], target, problem.group, splits, scatter=True)
 
 
-def _reduce_launch(
-    problem: Problem, partial: Tensor, target: dict[str, Any], group: int, splits: int, *, scatter: bool
-) -> Launch:
+def _reduce_step(problem: Problem, partial: Tensor, target: Arguments, group: int, splits: int, *, scatter: bool) -> Launch:
     """Sum over the splits and over the ``group`` heads that share a target."""
     heads = problem.heads // group
     own = {"partial_ptr": partial, **target, "heads": heads, "parts": group * splits, "SCATTER": scatter}
-    return Launch.of(
-        reduce_partials, problem.global_blocks(heads), problem.config("reduce_partials"), {**problem.arguments, **own}
-    )
+    config = problem.config("reduce_partials")
+    return Launch.of(reduce_partials, problem.global_blocks(heads), config, {**problem.arguments, **own})
 
 
-def _rows_backward_steps(problem: Problem, given: Given, needs: list[bool], grads: list[Tensor]) -> Iterator[Step]:
+def _rows_backward_steps(problem: Problem, given: BackwardInputs, needs: list[bool], grads: list[Tensor]) -> Iterator[Step]:
     """What fills the gradients of query_global, key_global and value_global."""
-    launch, prepared = given.prepare(problem, of_globals=True)
+    launch, prepared = prepare_step(problem, given, of_globals=True)
     yield launch
-    available = {**problem.arguments, **prepared}
     need_query, need_key, need_value = needs
     if need_query:
-        config = problem.config("rows_grad_query")
+        config = problem.config("global_rows_grad_query")
         blocks = problem.global_blocks(problem.heads)
         splits = problem.splits(blocks, config.block_n)
         partial = problem.partials(problem.heads, splits, problem.head_dim)
-        grad_scale = problem.scale * problem.arguments["rescale"]
-        available.update({"partial_ptr": partial, "splits": splits, "grad_scale": grad_scale})
-        yield Launch.of(rows_grad_query, blocks * splits, config, available)
-        yield _reduce_launch(problem, partial, tensor_arguments("target", grads[0]), 1, splits, scatter=False)
+        sums = {"partial_ptr": partial, "splits": splits, "grad_scale": problem.scale * problem.arguments["rescale"]}
+        yield Launch.of(global_rows_grad_query, blocks * splits, config, {**problem.arguments, **prepared, **sums})
+        yield _reduce_step(problem, partial, tensor_arguments("target", grads[0]), 1, splits, scatter=False)
     if need_key or need_value:
-        config = problem.config("rows_grad_key_value")
-        available.update(_grad_key_value_arguments(problem, available, need_key, need_value, grads))
+        config = problem.config("global_rows_grad_key_value")
+        results = _key_value_results(problem, need_key, need_value, grads)
         programs = problem.batch * (problem.heads // problem.group) * ceil_div(problem.seq_len, config.block_n)
-        yield Launch.of(rows_grad_key_value, programs, config, available)
+        yield Launch.of(global_rows_grad_key_value, programs, config, {**problem.arguments, **prepared, **results})

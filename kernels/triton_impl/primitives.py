@@ -27,6 +27,12 @@ CLEAN = tl.constexpr(0)
 EDGE = tl.constexpr(1)
 HOLES = tl.constexpr(2)
 
+# Whole numbers that change from call to call. Triton would compile kernels anew for those that are 1 or multiples of 16.
+RUN_TIME_NUMBERS = (
+    "heads", "first_head", "run_heads", "group", "seq_len", "row_stride", "left", "right", "dilation", "num_globals", "splits",
+    "parts", "first_slot", "rows", "threshold", "grad_lse_stride_b", "grad_lse_stride_h", "grad_lse_stride_n",
+)  # fmt: skip
+
 
 class Strand(NamedTuple):
     """Every ``dilation``-th token from ``residue`` on, and the bounds first .. last - 1 of its steps that are in the text."""
@@ -275,7 +281,7 @@ def store_rows(rows, token, tile, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
-def in_window(query_token, key_token, left, right, dilation):
+def in_band(query_token, key_token, left, right, dilation):
     """The rule of ``pattern.in_band`` for [queries, 1] and [1, keys]: divisions run over vectors, not over the tile."""
     distance = key_token // dilation - query_token // dilation
     return (distance >= -left) & (distance <= right) & (key_token % dilation == query_token % dilation)
@@ -284,7 +290,7 @@ def in_window(query_token, key_token, left, right, dilation):
 @triton.jit
 def sees_outside(query_token, key_token, real, left, right, dilation, IS_CAUSAL: tl.constexpr):
     """Whether queries see global keys that lie outside their windows; those inside count there. ``real``: keys that count."""
-    visible = real & (in_window(query_token, key_token, left, right, dilation) == 0)
+    visible = real & (in_band(query_token, key_token, left, right, dilation) == 0)
     if IS_CAUSAL:
         visible = visible & (key_token <= query_token)
     return visible

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.states import States, ceil_div
-from longformer_triton.kernels.triton_impl.backward_prepare import prepare_rows
-from longformer_triton.kernels.triton_impl.steps import Launch
+from longformer_triton.kernels.triton_impl.descriptors import tiles_of, uses_descriptors
 from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError, Target, target_of
 
 # Sums over the whole text are split until there are about this many programs: four for each multiprocessor of an H100.
@@ -29,56 +27,10 @@ _LARGEST_BLOCK = 512
 _SCALES = (1e-20, 1e8)
 
 
-def fits_descriptor(states: Tensor) -> bool:
-    """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
-    size = states.element_size()
-    strides = [stride for stride, length in zip(states.stride()[:-1], states.shape[:-1], strict=True) if length > 1]
-    return (
-        states.stride(-1) == 1
-        and states.data_ptr() % 16 == 0
-        and all(stride > 0 and stride * size % 16 == 0 for stride in strides)
-        and states.shape[-1] * size >= 16
-    )
-
-
-def _fitting_copy(states: Tensor) -> Tensor:
-    """A copy that the copy engine can address: rows begin at multiples of 16 bytes, whatever their length."""
-    aligned = 16 // states.element_size()
-    width = ceil_div(states.shape[-1], aligned) * aligned
-    return states.new_empty((*states.shape[:-1], width))[..., : states.shape[-1]].copy_(states)
-
-
-def _descriptor(states: Tensor, block: list[int]) -> TensorDescriptor:
-    """Tiles of ``block`` of a tensor; the stride of an axis of length one says nothing, and gets a legal value."""
-    aligned = 16 // states.element_size()
-    strides = [
-        stride if length > 1 or axis == states.dim() - 1 else max(aligned, stride - stride % aligned)
-        for axis, (stride, length) in enumerate(zip(states.stride(), states.shape, strict=True))
-    ]
-    return TensorDescriptor(states, list(states.shape), strides, block)
-
-
 def tensor_arguments(name: str, states: Tensor) -> dict[str, Any]:
     """A tensor (batch, heads, tokens[, channels]) as pointer and strides."""
     strides = {f"{name}_stride_{axis}": stride for axis, stride in zip("bhnd", states.stride(), strict=False)}
     return {f"{name}_ptr": states, **strides}
-
-
-def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterable[Tensor]) -> bool:
-    """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
-
-    Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
-    """
-    return (
-        target.descriptors
-        and set(pattern.dilations) == {1}
-        and all(
-            fits_descriptor(states)
-            and (states.dtype, target.precision_of(states.dtype)) != (torch.float32, "ieee")
-            and math.prod(states.shape[:2]) * (states.shape[2] + 4) < 2**31
-            for states in sources
-        )
-    )
 
 
 def _why_too_far(pattern: AttentionPattern) -> str | None:
@@ -127,12 +79,13 @@ class Problem:
         self.batch, self.heads, _, self.head_dim = query.shape
         self.seq_len, self.group = key.shape[2], self.heads // key.shape[1]
         self.num_globals = pattern.global_index.shape[1]
-        self.accumulate, self.precision = accumulation_dtype(query.dtype), target.precision_of(query.dtype)
+        self.acc_dtype, self.precision = accumulation_dtype(query.dtype), target.precision_of(query.dtype)
         # Softmax in base 2 compares raw scores, which needs a positive factor: a sign moves into the query, exactly.
         magnitude = abs(scale) or 1.0
         threshold = 0 if dropout is None else dropout.threshold
         left, right = (min(side, self.seq_len) for side in pattern.band)
-        unused = pattern.global_count
+        # Stands in for tensors that a launch has no use for.
+        unused = self.unused = pattern.global_count
         self.arguments: dict[str, Any] = {
             **tensor_arguments("query", query),
             **tensor_arguments("key", key),
@@ -163,6 +116,7 @@ class Problem:
             "FLIP_QUERY": scale <= 0,
             "DROPOUT": dropout is not None,
             "HOLD_KEPT": target.holds_kept(self.precision),
+            # Triton's word for how float32 is multiplied; of half precision it takes no notice.
             "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
             "ACC": tl.float64 if query.dtype == torch.float64 else tl.float32,
         }
@@ -181,23 +135,17 @@ class Problem:
             kernel, self.head_dim, self.precision, dropout=dropout, checks=checks, descriptors=descriptors
         )
 
-    def config_and_tiles(
-        self, kernel: str, axis: str, sources: dict[str, Tensor], numbers: dict[str, Tensor] | None = None
-    ) -> tuple[Config, dict[str, Any]]:
-        """The configuration of a window kernel and its arguments DESCRIPTORS and {name}_tiles.
+    def tiles(self, tensors: dict[str, Tensor], rows: int, *, descriptors: bool) -> dict[str, Any]:
+        """The arguments DESCRIPTORS and {name}_tiles: tensors (batch, heads, seq_len, head_dim) in tiles of ``rows`` tokens.
 
-        ``sources`` (batch, heads, seq_len, head_dim) and ``numbers``, one for each of their rows, are loaded in tiles of
-        ``axis`` ("block_m" or "block_n") rows.
+        Or (batch * heads * row_stride,), a number for each token.
         """
-        use = uses_descriptors(self.target, self.pattern, sources.values())
-        config = self.config(kernel, descriptors=use)
-        rows = getattr(config, axis)
-        shapes = {4: [1, 1, rows, self.arguments["BLOCK_D"]], 1: [rows]}
-        tiles = {
-            f"{name}_tiles": _descriptor(states, shapes[states.dim()]) if use else None
-            for name, states in {**sources, **(numbers or {})}.items()
-        }
-        return config, {"DESCRIPTORS": use, **tiles}
+
+        def tile(states: Tensor) -> list[int]:
+            return [rows] if states.dim() == 1 else [1, 1, rows, self.arguments["BLOCK_D"]]
+
+        tiles = {f"{name}_tiles": tiles_of(states, tile(states)) if descriptors else None for name, states in tensors.items()}
+        return {"DESCRIPTORS": descriptors, **tiles}
 
     def runs(self) -> Iterator[dict[str, int]]:
         """Neighbouring heads of one dilation, which one launch can serve."""
@@ -223,51 +171,14 @@ class Problem:
 
     def partials(self, heads: int, splits: int, *channels: int) -> Tensor:
         """Uninitialised partial sums of the global tokens, one a split."""
-        return self.query.new_empty((self.batch, heads, splits, self.num_globals, *channels), dtype=self.accumulate)
+        return self.query.new_empty((self.batch, heads, splits, self.num_globals, *channels), dtype=self.acc_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """What a backward pass starts from."""
+class BackwardInputs:
+    """What a backward pass starts from: incoming gradients, None where nothing came in, and what the forward pass gave."""
 
     grad_out: Tensor | None
     grad_lse: Tensor | None
     out: Tensor
     lse: Tensor
-
-    def prepare(
-        self, problem: Problem, *, of_globals: bool = False, without_globals: bool = False
-    ) -> tuple[Launch, dict[str, Any]]:
-        """The launch that makes delta and normaliser, and the arguments that the launches after it need of it.
-
-        They are of all tokens, of the global tokens alone, or of all others.
-        """
-        # Rows begin at multiples of 16 bytes, as the copy engine wants them.
-        row_stride = problem.num_globals if of_globals else ceil_div(problem.seq_len, 4) * 4
-        shape = (problem.batch, problem.heads, row_stride)
-        # Where only lse has a gradient, that of out is a zero seen through strides of zero.
-        grad_out = self.out.new_zeros(()).expand_as(self.out) if self.grad_out is None else self.grad_out
-        # The gradient of a sum does not fit, nor does a piece of a larger one that begins anywhere. A copy that does keeps the
-        # backward pass on the copy engine, like the forward pass.
-        by_descriptors = not of_globals and uses_descriptors(problem.target, problem.pattern, [problem.query])
-        # Kernels multiply a channel's number by its stride in 32 bits.
-        if (by_descriptors and not fits_descriptor(grad_out)) or grad_out.stride(-1) * problem.head_dim >= 2**31:
-            grad_out = _fitting_copy(grad_out)
-        arguments = {
-            **tensor_arguments("grad_out", grad_out),
-            "row_stride": row_stride,
-            "delta_ptr": self.lse.new_empty(shape),
-            "normaliser_ptr": self.lse.new_empty(shape),
-        }
-        config = problem.config("prepare_rows")
-        own = {
-            **tensor_arguments("grad_lse", self.lse if self.grad_lse is None else self.grad_lse),
-            **tensor_arguments("out", self.out),
-            "lse_ptr": self.lse,
-            "HAS_GRAD_LSE": self.grad_lse is not None,
-            "SKIP_GLOBALS": without_globals and problem.pattern.global_mask is not None,
-            "GATHER": of_globals,
-        }
-        programs = problem.batch * problem.heads * ceil_div(row_stride, config.block_m)
-        launch = Launch.of(prepare_rows, programs, config, {**problem.arguments, **arguments, **own})
-        return launch, arguments

@@ -44,7 +44,13 @@ _FEW_REGISTERS = {"tf32": ("sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121
 _WITHOUT_TF32 = ("gfx950",)
 # The kernels whose configuration depends on what they run on. Those of windows can load their tiles by the copy engine.
 WINDOW_KERNELS = ("window_forward", "window_grad_query", "window_grad_key_value")
-KERNELS = (*WINDOW_KERNELS, "rows_forward", "rows_grad_query", "rows_grad_key_value", "columns_grad_key_value")
+KERNELS = (
+    *WINDOW_KERNELS,
+    "global_rows_forward",
+    "global_rows_grad_query",
+    "global_rows_grad_key_value",
+    "global_columns_grad_key_value",
+)
 HEAD_DIMS = (64, 128, 256)
 # Triton 3.6 emits no fence.proxy.async between cp.async and the products of wgmma and its successor, which read by way of that
 # proxy: there, tiles that pointers load are not pipelined. (3.7 forgets it in some loops on sm_100: the table knows which.)
@@ -80,8 +86,14 @@ def _not_pipelined(config: Config) -> Config:
     return dataclasses.replace(config, num_stages=1)
 
 
-# Kernels that move a few numbers for each row: one configuration serves everywhere.
-FIXED = {name: Config(64, 64) for name in ("prepare_rows", "rows_combine", "reduce_partials")} | {"keep_rows": Config(16, 256)}
+# Kernels that move a few numbers for each row: one configuration serves everywhere. (Those of global tokens own BLOCK_G rows,
+# whatever it says here.)
+FIXED = {
+    "prepare_rows": Config(64, 64),
+    "global_rows_combine": Config(64, 64),
+    "reduce_partials": Config(64, 64),
+    "keep_rows": Config(16, 256),
+}
 
 
 class Key(NamedTuple):

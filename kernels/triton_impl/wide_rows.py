@@ -20,7 +20,7 @@ from longformer_triton.kernels.precision import accumulate, accumulation_dtype, 
 from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
 from longformer_triton.kernels.triton_impl.steps import Launch
-from longformer_triton.kernels.triton_impl.tuning import target_of
+from longformer_triton.kernels.triton_impl.tuning import FIXED
 
 # Scores held at once; a chunk has as many rows as fit, and at least one.
 _SCORES = 1 << 26
@@ -67,7 +67,7 @@ def _readable(states: Tensor, pattern: AttentionPattern) -> Tensor:
 def _factors(scores: Tensor, first_slot: int, pattern: AttentionPattern, dropout: Dropout) -> Tensor:
     """Dropout's factors of the rows from ``first_slot`` on, like ``scores`` (batch, heads, rows, seq_len)."""
     batch, heads, rows, seq_len = scores.shape
-    config = target_of(scores.device).config("keep_rows", 64, "ieee", dropout=True, checks=True)
+    config = FIXED["keep_rows"]
     keep = torch.empty_like(scores, memory_format=torch.contiguous_format)
     available = {
         "keep_ptr": keep,

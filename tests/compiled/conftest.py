@@ -17,11 +17,11 @@ def on_machine(monkeypatch):
     """A function that lets the Triton backend run on CPU tensors as on a GPU of a named architecture, by ``ptx_machine``."""
     from longformer_triton.bench.ptx_machine.launches import run_launch
     from longformer_triton.kernels import backends
-    from longformer_triton.kernels.triton_impl import launch, problem, steps, wide_rows
+    from longformer_triton.kernels.triton_impl import launch, problem, steps
     from longformer_triton.kernels.triton_impl.tuning import Target
 
     def use(architecture: str, *, find_races: bool = True) -> None:
-        for module in (launch, problem, wide_rows):
+        for module in (launch, problem):
             monkeypatch.setattr(module, "target_of", lambda device: Target.named(architecture))
         monkeypatch.setattr(backends, "why_not", lambda *args, **options: None)
         monkeypatch.setattr(steps.Launch, "run", lambda self: run_launch(self, architecture, find_races=find_races))

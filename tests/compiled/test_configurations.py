@@ -187,7 +187,7 @@ def test_half_precision_is_served_everywhere(architecture, head_dim):
         for dropout in (False, True):
             for descriptors in {False, target.descriptors}:
                 config = target.config(kernel, head_dim, "half", dropout=dropout, checks=True, descriptors=descriptors)
-                assert not dropout or kernel == "columns_grad_key_value" or config.block_n % 64 == 0
+                assert not dropout or kernel == "global_columns_grad_key_value" or config.block_n % 64 == 0
 
 
 def test_what_has_no_row_is_refused_by_name():

@@ -10,7 +10,7 @@ from longformer_triton.bench import compiled as compiled_module
 from longformer_triton.bench import doctor, inspect
 from longformer_triton.bench.architectures import ARCHITECTURES, TESTED
 from longformer_triton.bench.compiled import Variant, bound_of, compile_launch
-from longformer_triton.bench.inspect import PRODUCTS, compiled_kernels, row_of
+from longformer_triton.bench.inspect import compiled_kernels, row_of
 from longformer_triton.bench.tune import compiles, fault_of, launch_of
 from longformer_triton.cli import app
 from longformer_triton.kernels.triton_impl.tuning import STANDS_IN, Config, configurations, read_rows
@@ -49,19 +49,19 @@ def test_what_is_refused_is_said():
 def test_tuning_refuses_what_races():
     """With two stages, the compiler leaves out a fence between what threads store and the product that reads it."""
     variant = Variant(checks=True, dropout=True)
-    fault = fault_of("rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 2))
+    fault = fault_of("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 2))
     assert "a matrix product reads what threads stored, with no fence.proxy.async between them" in fault
-    assert fault_of("rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 1)) is None
+    assert fault_of("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 1)) is None
 
 
 def test_tuning_keeps_what_it_found_and_goes_on_after_it(tmp_path):
     table = tmp_path / "folder" / "table.csv"
-    command = ["bench", "tune", "--architecture", "gfx942", "--kernel", "columns_grad_key_value", "--save", str(table)]
+    command = ["bench", "tune", "--architecture", "gfx942", "--kernel", "global_columns_grad_key_value", "--save", str(table)]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     rows = read_rows(table)
     assert [row.key for row in rows] == [
-        ("gfx942", "half", "columns_grad_key_value", "pointers", 64, dropout, True) for dropout in (False, True)
+        ("gfx942", "half", "global_columns_grad_key_value", "pointers", 64, dropout, True) for dropout in (False, True)
     ]
     assert all(row.reason.endswith("at once on a multiprocessor") for row in rows)
     assert CliRunner().invoke(app, command).output == ""
@@ -77,7 +77,7 @@ def test_tuning_refuses_what_is_not_there_to_be_tuned(options):
 
 def test_tuning_takes_no_tf32_for_exact_products():
     variant = Variant(dtype=torch.float32, checks=True, dropout=True)
-    assert compiles("rows_grad_key_value", variant, "sm_100", Config(64, 64, 8, 1)) is None
+    assert compiles("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 8, 1)) is None
 
 
 def test_the_clean_loop_masks_nothing():
@@ -89,7 +89,7 @@ def test_the_clean_loop_masks_nothing():
     assert loop["HGMMA"] > 0
     assert loop["FSEL"] <= 2
     assert scores <= loop["MUFU"] <= scores + 8
-    bound = bound_of(compiled, PRODUCTS["window_forward"], 64)
+    bound = bound_of(compiled, 64)
     assert 0.5 < bound.share <= 1
     assert bound.by == "issue"
 
@@ -99,14 +99,14 @@ def test_the_clean_loop_masks_nothing():
     [
         ("gfx942", "window_forward", torch.float16, "v_mfma"),
         ("gfx942", "window_forward", torch.float32, "v_mfma"),
-        ("sm_90", "rows_forward", torch.float16, "HMMA"),
+        ("sm_90", "global_rows_forward", torch.float16, "HMMA"),
         ("sm_80", "window_forward", torch.float32, "FFMA"),
     ],
     ids=lambda value: str(value).removeprefix("torch."),
 )
 def test_every_main_loop_is_found(architecture, kernel, dtype, products):
     """It holds the products and the exponentials of a step; what is masked stands elsewhere."""
-    variant = Variant(dtype=dtype, checks=kernel == "rows_forward")
+    variant = Variant(dtype=dtype, checks=kernel == "global_rows_forward")
     compiled = next(one for one in compiled_kernels(variant, architecture) if one.kernel == kernel)
     assert any(name.startswith(products) for name in compiled.main_loop)
     assert compiled.mix["exp2"] >= 1
@@ -115,7 +115,7 @@ def test_every_main_loop_is_found(architecture, kernel, dtype, products):
         comparisons = sum(number for name, number in compiled.main_loop.items() if name.startswith(("ISETP", "FSETP", "v_cmp")))
         threads = compiled.config.num_warps * ARCHITECTURES[architecture].target.warp_size
         assert comparisons * threads / compiled.tile < 1 / 16
-    bound = bound_of(compiled, PRODUCTS[compiled.kernel], 64)
+    bound = bound_of(compiled, 64)
     assert 0 < bound.share <= 1
     assert row_of(compiled, 64)[6].split()[1].startswith(products)
 

@@ -15,7 +15,7 @@ from longformer_triton.bench.compiled import standing_in
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
-from longformer_triton.kernels.triton_impl.problem import Given
+from longformer_triton.kernels.triton_impl.problem import BackwardInputs
 from longformer_triton.kernels.triton_impl.tuning import KERNELS, Config, Target
 
 # One, powers of two and their neighbours, multiples of 16, odd numbers, primes.
@@ -62,7 +62,7 @@ def launches(seq_len: int, window: tuple[int, int], num_globals: int, dropout_p:
     out, lse = states(seq_len), torch.zeros(1, heads, seq_len)
     grads = [torch.zeros_like(tensor) for tensor in (*inputs, *rows)]
     yield from forward_steps(inputs, rows, pattern, 0.125, dropout, out, lse, target)
-    given = Given(states(seq_len), None, out, lse)
+    given = BackwardInputs(states(seq_len), None, out, lse)
     yield from backward_steps(given, inputs, rows, pattern, 0.125, dropout, [True] * 6, grads, target)
 
 

@@ -150,7 +150,9 @@ def test_results_are_those_of_the_reference(case, kernel, stand_in):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("just_covering", []), ("prefix_row", ["rows_forward", "rows_combine"])], ids=["window", "rows"]
+    ("name", "expected"),
+    [("just_covering", []), ("prefix_row", ["global_rows_forward", "global_rows_combine"])],
+    ids=["window", "rows"],
 )
 def test_the_window_kernel_does_not_run_as_well(name, expected, stand_in, monkeypatch):
     stand_in(Operators(SDPBackend.FLASH_ATTENTION))

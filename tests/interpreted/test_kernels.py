@@ -19,8 +19,9 @@ from attention_cases import (
 from hypothesis import given, settings
 
 from longformer_triton.kernels import AttentionPattern, longformer_attention, sliding_window_attention
-from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
-from longformer_triton.kernels.triton_impl.problem import Given, Problem, uses_descriptors
+from longformer_triton.kernels.triton_impl.descriptors import uses_descriptors
+from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps, prepare_step
+from longformer_triton.kernels.triton_impl.problem import BackwardInputs, Problem
 from longformer_triton.kernels.triton_impl.tuning import Target, target_of
 
 TOLERANCE = 1e-12
@@ -276,7 +277,7 @@ def test_a_gradient_whose_channels_lie_far_apart_is_copied():
     for stride, copied in ((2**26, False), (2**28, True)):
         grad_out = torch.empty_strided(states.shape, (20, 20, 1, stride), device="meta")
         problem = Problem((states, states, states), pattern, 0.25, None, target)
-        _, arguments = Given(grad_out, None, states, states[..., 0].contiguous()).prepare(problem)
+        _, arguments = prepare_step(problem, BackwardInputs(grad_out, None, states, states[..., 0].contiguous()))
         assert arguments["grad_out_stride_d"] == (1 if copied else stride)
 
 
@@ -289,7 +290,8 @@ def test_backward_stays_on_the_copy_engine(head_dim, begins):
     problem = Problem((states, states, states), pattern, 0.25, None, target)
     pieces = torch.randn(begins + states.numel(), dtype=torch.float16)
     grad_out = pieces[begins:].view(states.shape)
-    _, arguments = Given(grad_out, None, states.contiguous(), states[..., 0].contiguous()).prepare(problem)
+    given = BackwardInputs(grad_out, None, states.contiguous(), states[..., 0].contiguous())
+    _, arguments = prepare_step(problem, given)
     got = arguments["grad_out_ptr"]
     assert uses_descriptors(target, pattern, [got])
     assert torch.equal(got, grad_out)
@@ -306,7 +308,9 @@ def test_steps_are_a_list_that_runs_when_it_is_complete():
     for step in list(forward_steps(window, None, pattern, 0.5, None, out, lse, target)):
         step.run()
     grads = [torch.full_like(tensor, torch.nan) for tensor in window]
-    steps = list(backward_steps(Given(out, None, out, lse), window, None, pattern, 0.5, None, [True] * 3, grads, target))
+    steps = list(
+        backward_steps(BackwardInputs(out, None, out, lse), window, None, pattern, 0.5, None, [True] * 3, grads, target)
+    )
     assert all(grad.isnan().all() for grad in grads)
     for step in steps:
         step.run()

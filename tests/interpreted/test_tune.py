@@ -32,7 +32,7 @@ find = functools.partial(
 )
 
 
-@pytest.mark.parametrize("kernel", ["window_forward", "columns_grad_key_value"])
+@pytest.mark.parametrize("kernel", ["window_forward", "global_columns_grad_key_value"])
 def test_the_fastest_is_taken(said, kernel):
     row = find(kernel, say=said.append)
     assert row.config == CANDIDATES[1]
