@@ -143,6 +143,7 @@ class LongformerPreTrainedModel(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, damaged, no checkpoint of tensors, or has parameters of another shape.
+            NotImplementedError: a RoBERTa that is a decoder or has relative positions.
             ValueError, TypeError: the configuration or an argument does not fit.
         """
         model, report = loading.load(

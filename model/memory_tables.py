@@ -54,6 +54,7 @@ class Plan:
 
         Raises:
             ValueError, TypeError: something does not fit, with its name; CheckpointError where a file is missing or damaged.
+            NotImplementedError: a checkpoint that no Longformer computes.
         """
         if model is None:
             models = {name: LongformerConfig(**sizes) for name, sizes in SIZES.items()}

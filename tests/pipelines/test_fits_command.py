@@ -68,6 +68,13 @@ def test_a_checkpoint(tmp_path):
     assert str(expected) in result.stdout
 
 
+def test_a_checkpoint_that_no_longformer_computes_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta", "is_decoder": true}')
+    result = call("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "config.json: got is_decoder true, expected an encoder" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
