@@ -80,13 +80,14 @@ def test_a_checkpoint_that_no_longformer_computes_is_one_line(tmp_path):
     [
         (["--memory", "24XB"], "24XB"),
         (["--margin", "1"], "margin"),
-        (["--optimizer", "lion"], "optimizer"),
+        (["--optimizer", "lion"], "optimizer: got 'lion', expected one of adamw, adam, sgd, sgd-momentum or none."),
+        (["--optimizer", "None"], "optimizer: got 'None', expected one of adamw, adam, sgd, sgd-momentum or none."),
         (["--dtype", "float12"], "dtype"),
         (["--device", "tpu"], "device"),
         (["--architecture", "BertModel"], "architecture"),
         (["--model", "/nowhere/at/all"], "no such directory"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: "=".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_one_line(arguments, message):
     result = call("--length", 100, *arguments)
