@@ -222,7 +222,6 @@ def answer(
 
         longformer-triton answer --model checkpoint --json questions.jsonl
     """
-
     if question is not None and not question.strip():
         raise typer.BadParameter(f"got {question!r}, expected a question", param_hint="--question")
     if question is None and any(_format_of(path, form) != "jsonl" for path in files or [_STANDARD_INPUT]):

@@ -60,11 +60,12 @@ class FillMask(Pipeline):
             ValueError, TypeError: one does not fit.
         """
         check_number("top_k", top_k, 1)
+        if targets is None:
+            return {"top_k": top_k, "allowed": None}
         words = [targets] if isinstance(targets, str) else targets
-        allowed = None if words is None else torch.tensor([self._one_token(word) for word in words])
-        if allowed is not None and not len(allowed):
-            raise ValueError(f"targets: got {targets!r}, expected one word at least, or None for the whole vocabulary.")
-        return {"top_k": top_k, "allowed": allowed}
+        if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"targets: got {targets!r}, expected a word, a list of one at least, or None for all there are.")
+        return {"top_k": top_k, "allowed": torch.tensor([self._one_token(word) for word in words])}
 
     def result(
         self, item: str, rows: Sequence[Row], outputs: Sequence[Tensor], *, top_k: int, allowed: Tensor | None
@@ -98,8 +99,6 @@ class FillMask(Pipeline):
         return mask is not None and mask.lstrip
 
     def _one_token(self, target: str) -> int:
-        if not isinstance(target, str):
-            raise TypeError(f"targets: got {type(target).__name__} among them, expected texts.")
         ids = self.tokenizer.encode(target, add_special_tokens=False)
         if len(ids) != 1:
             raise ValueError(f"targets: got {target!r}, which is {len(ids)} tokens, expected words of one token each.")
@@ -183,7 +182,7 @@ class MultipleChoice(Pipeline):
         return "{'context': a text, 'choices': a list of texts}, with a 'question' if there is one"
 
     def options(self) -> dict[str, Any]:
-        """None."""
+        """There are none."""
         return {}
 
     def checked(self, item: Any, where: str) -> dict[str, Any]:
@@ -225,7 +224,7 @@ class Embedding(Pipeline):
         return "a text"
 
     def options(self) -> dict[str, Any]:
-        """None."""
+        """There are none."""
         return {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Iterable[Tensor]:
