@@ -142,7 +142,7 @@ def fits(
         )
         tables = plan.longest() if lengths[0] is None else plan.needed(lengths[0])
         breakdowns = [] if lengths[0] is None or model is None else plan.breakdowns(lengths[0])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
         fail(str(error))
     console = Console()
     for name, rows in tables.items():

@@ -97,7 +97,7 @@ def pretrain(
     )
     try:
         train(options, console, prepare_only=prepare_only)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, NotImplementedError, FloatingPointError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from the last checkpoint in {out}.")

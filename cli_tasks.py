@@ -16,6 +16,7 @@ from longformer_triton.cli_common import Device, device_or_best, fail
 
 _AT_ONCE = 64
 _FORMATS = ("text", "lines", "jsonl")
+_STANDARD_INPUT = pathlib.Path("-")
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint directory, or a name on the hub.")]
 Files = Annotated[list[pathlib.Path] | None, typer.Argument(help="Files; none, or -, is standard input.")]
@@ -51,8 +52,8 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
     """
     if form is not None and form not in _FORMATS:
         raise typer.BadParameter(f"got {form!r}, expected one of {', '.join(_FORMATS)}", param_hint="--input")
-    for path in files or [pathlib.Path("-")]:
-        chosen = form or ("jsonl" if path.suffix == ".jsonl" else "text")
+    for path in files or [_STANDARD_INPUT]:
+        chosen = _format_of(path, form)
         if str(path) == "-":
             yield from _decoded("standard input", sys.stdin, chosen)
             continue
@@ -61,6 +62,10 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
             raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
         with path.open(encoding="utf-8") as file:
             yield from _decoded(str(path), file, chosen)
+
+
+def _format_of(path: pathlib.Path, form: str | None) -> str:
+    return form or ("jsonl" if path.suffix == ".jsonl" else "text")
 
 
 def _decoded(name: str, file: Iterable[str], form: str) -> Iterator[Item]:
@@ -88,8 +93,15 @@ def _items_of(name: str, file: Iterable[str], form: str) -> Iterator[Item]:
             yield Item(where, f"no JSON: {error}", is_bad=True)
 
 
-def answer_all(pipe: Any, items: Iterable[Item], write: Callable[[Item, Any], None], **options: Any) -> bool:
+def answer_all(pipe: Any, items: Iterable[Item], write: Callable[[Item, Any], None], *, only: str = "", **options: Any) -> bool:
     """Write the result of each item, in order; what is wrong with an item goes to standard error, and the rest goes on.
+
+    Args:
+        pipe: called with lists of values and ``options``.
+        items: what to answer.
+        write: called with an item and its result.
+        only: how messages of ``pipe`` name the one value of a list; where the item is from stands there instead.
+        options: of ``pipe``.
 
     Returns:
         Whether all went well.
@@ -110,7 +122,7 @@ def answer_all(pipe: Any, items: Iterable[Item], write: Callable[[Item, Any], No
                 result = next(results) if results is not None else pipe([item.value], **options)[0]
             except (ValueError, TypeError) as error:
                 well = False
-                typer.echo(f"{item.where}: {error}", err=True)
+                typer.echo(f"{item.where}: {str(error).removeprefix(only)}", err=True)
                 continue
             write(item, result)
     return well
@@ -131,10 +143,12 @@ def run(
     **options: Any,
 ) -> None:
     """A command: load, read, answer, write; the exit status is 0, 1 if some inputs were bad, or 2 if nothing could run."""
-    from longformer_triton.heads.pipelines import pipeline
+    from longformer_triton.heads.pipelines import named, pipeline
 
     try:
         pipe = pipeline(task, model, dtype=dtype, device=device_or_best(device), batch_size=batch_size, too_long=too_long)
+        # Options that do not fit are refused before anything is read.
+        pipe([], **options)
     except (ValueError, TypeError, NotImplementedError) as error:
         fail(str(error))
 
@@ -142,7 +156,7 @@ def run(
         typer.echo(json.dumps({"input": item.where, "result": result}, ensure_ascii=False) if as_json else as_text(result))
 
     items = (item if item.is_bad else dataclasses.replace(item, value=prepare(item.value)) for item in read_items(files, form))
-    if not answer_all(pipe, items, write, **options):
+    if not answer_all(pipe, items, write, only=f"{named(0)}: ", **options):
         raise typer.Exit(1)
 
 
@@ -208,9 +222,14 @@ def answer(
 
         longformer-triton answer --model checkpoint --json questions.jsonl
     """
+    if question is not None and not question.strip():
+        raise typer.BadParameter(f"got {question!r}, expected a question", param_hint="--question")
+    if question is None and any(_format_of(path, form) != "jsonl" for path in files or [_STANDARD_INPUT]):
+        message = "got none, expected the question to ask of each text (JSON lines, --input jsonl, may have their own)"
+        raise typer.BadParameter(message, param_hint="--question")
 
     def prepare(value: Any) -> Any:
-        return {"question": question, "context": value} if isinstance(value, str) else value
+        return {"question": question, "context": value} if isinstance(value, str) and question is not None else value
 
     def as_text(result: Any) -> str:
         found = result if isinstance(result, list) else [result]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longformer_triton.heads.global_tokens import first_token
-from longformer_triton.heads.pipelines import Pipeline, Row, fields
+from longformer_triton.heads.pipelines import Pipeline, Row, check_number, check_unicode, fields
 
 
 class FillMask(Pipeline):
@@ -31,7 +31,7 @@ class FillMask(Pipeline):
         rows = super().rows(item, where)
         if self._mask_id() not in rows[0].input_ids:
             raise ValueError(
-                f"{where}got no {self.tokenizer.mask_token}, expected one at least in the first {self.longest} tokens."
+                f"{where}: got no {self.tokenizer.mask_token}, expected one at least in the first {self.longest} tokens."
             )
         return rows
 
@@ -49,17 +49,32 @@ class FillMask(Pipeline):
             raise ValueError("tokenizer: got one without a mask token, expected one to fill masks with.")
         return number
 
-    def result(
-        self, item: str, rows: Sequence[Row], outputs: Sequence[Tensor], *, top_k: int = 5, targets: Sequence[str] | None = None
-    ) -> list[Any]:
-        """For each mask a list of {"score", "token", "token_str", "sequence", "start", "end"}; of one mask, its list alone.
+    def options(self, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> dict[str, Any]:
+        """What a call may say besides its inputs.
 
         Args:
             top_k: how many words.
-            targets: choose among these words only; each has to be one token (with its leading space).
+            targets: choose among these words only, or score this one; each has to be one token (with its leading space).
+
+        Raises:
+            ValueError, TypeError: one does not fit.
+        """
+        check_number("top_k", top_k, 1)
+        if targets is None:
+            return {"top_k": top_k, "allowed": None}
+        words = [targets] if isinstance(targets, str) else targets
+        if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"targets: got {targets!r}, expected a word, a list of one at least, or None for all there are.")
+        return {"top_k": top_k, "allowed": torch.tensor([self._one_token(word) for word in words])}
+
+    def result(
+        self, item: str, rows: Sequence[Row], outputs: Sequence[Tensor], *, top_k: int, allowed: Tensor | None
+    ) -> list[Any]:
+        """For each mask a list of {"score", "token", "token_str", "sequence", "start", "end"}; of one mask, its list alone.
+
+        "sequence" is the text with the word in the place of the mask and of the spaces that the mask takes in.
         """
         row, log_probabilities = rows[0], outputs[0]
-        allowed = None if targets is None else torch.tensor([self._one_token(target) for target in targets])
         choice = log_probabilities if allowed is None else log_probabilities[:, allowed]
         values, indices = choice.topk(min(top_k, choice.shape[-1]))
         places = [place for place, token in enumerate(row.input_ids) if token == self._mask_id()]
@@ -67,26 +82,27 @@ class FillMask(Pipeline):
         for place, scores, numbers in zip(places, values.exp().tolist(), indices, strict=True):
             tokens = (numbers if allowed is None else allowed[numbers]).tolist()
             start, end = row.offsets[place]
+            before = item[:start].rstrip() if self._mask_takes_spaces() else item[:start]
             words = [self.tokenizer.decode([token]) for token in tokens]
             found.append([
                 {
                     "score": score, "token": token, "token_str": word,
-                    "sequence": item[:start] + _joined(item[:start], word) + item[end:], "start": start, "end": end,
+                    "sequence": before + word + item[end:], "start": start, "end": end,
                 }
                 for score, token, word in zip(scores, tokens, words, strict=True)
             ])  # fmt: skip
         return found[0] if len(found) == 1 else found
+
+    def _mask_takes_spaces(self) -> bool:
+        """Whether the spaces before a mask belong to it, as with RoBERTa's: the word brings its own, or joins what is there."""
+        mask = self.tokenizer.added_tokens_decoder.get(self._mask_id())
+        return mask is not None and mask.lstrip
 
     def _one_token(self, target: str) -> int:
         ids = self.tokenizer.encode(target, add_special_tokens=False)
         if len(ids) != 1:
             raise ValueError(f"targets: got {target!r}, which is {len(ids)} tokens, expected words of one token each.")
         return ids[0]
-
-
-def _joined(before: str, word: str) -> str:
-    """A word as it reads after ``before``: a mask takes in the space in front of it, and so do most words."""
-    return word.lstrip(" ") if not before or before[-1].isspace() else word
 
 
 class TextClassification(Pipeline):
@@ -99,11 +115,10 @@ class TextClassification(Pipeline):
         """One input, in words."""
         return "a text, or {'text': ..., 'text_pair': ...}"
 
-    def checked(self, item: Any, number: int) -> dict[str, Any]:
+    def checked(self, item: Any, where: str) -> dict[str, Any]:
         """A text and its pair, or None."""
-        if isinstance(item, str):
-            return {"text": item, "text_pair": None}
-        return {"text_pair": None, **fields(item, number, {"text": str}, self.expected())}
+        given = {"text": item} if isinstance(item, str) else item
+        return fields(given, where, {"text": str, "text_pair": (str, type(None))}, self.expected(), text_pair=None)
 
     def rows(self, item: Mapping[str, Any], where: str) -> list[Row]:
         """One row."""
@@ -113,14 +128,18 @@ class TextClassification(Pipeline):
         """(num_labels,) logits for each row; the first token is global."""
         return self.model(input_ids, attention_mask=attention_mask).logits
 
-    def result(
-        self, item: Any, rows: Sequence[Row], outputs: Sequence[Tensor], *, top_k: int | None = 1, function: str | None = None
-    ) -> Any:
-        """{"label", "score"}, or the ``top_k`` of them as a list (None: all).
+    def options(self, *, top_k: int | None = 1, function: str | None = None) -> dict[str, Any]:
+        """What a call may say besides its inputs.
 
         Args:
+            top_k: how many labels; None: all.
             function: "softmax", "sigmoid" or "none" (numbers as they are); None follows config.problem_type and the labels.
+
+        Raises:
+            ValueError, TypeError: one does not fit.
         """
+        if top_k is not None:
+            check_number("top_k", top_k, 1)
         config = self.model.config
         if function is None:
             if config.problem_type == "regression":
@@ -131,10 +150,22 @@ class TextClassification(Pipeline):
         functions = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
         if function not in functions:
             raise ValueError(f"function: got {function!r}, expected one of {', '.join(functions)}.")
-        scores = functions[function](outputs[0])
+        return {"top_k": top_k, "score": functions[function]}
+
+    def result(
+        self,
+        item: Any,
+        rows: Sequence[Row],
+        outputs: Sequence[Tensor],
+        *,
+        top_k: int | None,
+        score: Callable[[Tensor], Tensor],
+    ) -> Any:
+        """{"label", "score"}, or the ``top_k`` best of them as a list."""
+        scores = score(outputs[0])
         values, indices = scores.topk(len(scores) if top_k is None else min(top_k, len(scores)))
         labels = [
-            {"label": config.id2label[number], "score": score}
+            {"label": self.model.config.id2label[number], "score": score}
             for score, number in zip(values.tolist(), indices.tolist(), strict=True)
         ]
         return labels[0] if top_k == 1 else labels
@@ -150,20 +181,26 @@ class MultipleChoice(Pipeline):
         """One input, in words."""
         return "{'context': a text, 'choices': a list of texts}, with a 'question' if there is one"
 
-    def checked(self, item: Any, number: int) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """There are none."""
+        return {}
+
+    def checked(self, item: Any, where: str) -> dict[str, Any]:
         """A context, choices, and a question or ""."""
-        found = {"question": "", **fields(item, number, {"context": str, "choices": (list, tuple)}, self.expected())}
+        found = fields(item, where, {"context": str, "choices": (list, tuple), "question": str}, self.expected(), question="")
         if not found["choices"] or not all(isinstance(choice, str) for choice in found["choices"]):
-            raise ValueError(f"input {number}: got {found['choices']!r} as choices, expected one text at least, all texts.")
+            raise ValueError(f"{where}: got {found['choices']!r} as choices, expected one text at least, all texts.")
+        for number, choice in enumerate(found["choices"]):
+            check_unicode(choice, where, f"choice {number}")
         return found
 
     def rows(self, item: Mapping[str, Any], where: str) -> list[Row]:
         """A row for each choice: the context, then the question and the choice."""
         texts = [f"{item['question']} {choice}".strip() for choice in item["choices"]]
-        return [self._one_choice(where, item["context"], text) for text in texts]
-
-    def _one_choice(self, where: str, context: str, text: str) -> Row:
-        return self.encode(where, context, text, "only_first")[0]
+        return [
+            self.encode(where, item["context"], text, whole=(1, f"'question' and choice {number}"))[0]
+            for number, text in enumerate(texts)
+        ]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Iterable[Tensor]:
         """(1,) logit for each row; what follows the context is global."""
@@ -185,6 +222,10 @@ class Embedding(Pipeline):
     def expected() -> str:
         """One input, in words."""
         return "a text"
+
+    def options(self) -> dict[str, Any]:
+        """There are none."""
+        return {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Iterable[Tensor]:
         """(2, hidden_size) for each row: the mean over real tokens, and the first token, which is global."""

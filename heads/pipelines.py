@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib
+import inspect
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from longformer_triton.kernels.backends import present
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.settings import dtype_of
 from longformer_triton.tokenization import LongformerTokenizer
+from longformer_triton.tokenization.options import lone_surrogate, surrogate_error
 
 TOO_LONG = ("split", "truncate", "error")
 _SHOW_PROGRESS_FROM = 32
@@ -57,7 +59,7 @@ class Pipeline(abc.ABC):
         stride: tokens that neighbouring windows share, at most a quarter of a window.
 
     Raises:
-        ValueError: ``too_long`` is nothing that the task can do, or another argument does not fit.
+        ValueError, TypeError: ``too_long`` is nothing that the task can do, or another argument does not fit.
     """
 
     task: ClassVar[str]
@@ -77,8 +79,8 @@ class Pipeline(abc.ABC):
         self.too_long = too_long or ("split" if self.can_split else "error")
         if self.too_long not in allowed:
             raise ValueError(f"too_long: got {too_long!r}, expected one of {', '.join(allowed)} for {self.task}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected a number >= 1.")
+        check_number("batch_size", batch_size, 1)
+        check_number("stride", stride, 0)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.stride = batch_size, stride
 
@@ -93,13 +95,14 @@ class Pipeline(abc.ABC):
         Args:
             inputs: one input of the task, a list of them, or an iterator, which is read as results are asked for.
             progress: whether to show a bar; None: for lists of more than a few, on a terminal.
-            options: of the task.
+            options: of the task, as its method ``options`` has them.
 
         Returns:
             The result of one input, a list of results, or a generator of them.
 
         Raises:
-            ValueError, TypeError: an input is none of the task's; the message says which.
+            ValueError, TypeError: an option does not fit, before any input is read; or an input is none of the task's, and the
+                message says which.
         """
         if self._is_one(inputs):
             return next(self.stream([inputs], **options))
@@ -112,10 +115,19 @@ class Pipeline(abc.ABC):
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Generator[Any, None, None]:
         """Results one by one, in the order of ``inputs``, which are read as far as is needed."""
+        known = list(inspect.signature(self.options).parameters)
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise TypeError(
+                f"{unknown[0]}: got an option that {self.task} does not have, expected {', '.join(known) or 'none'}."
+            )
+        return self._results(inputs, self.options(**options))
+
+    def _results(self, inputs: Iterable[Any], options: Mapping[str, Any]) -> Generator[Any, None, None]:
         numbered = enumerate(inputs)
         while chunk := list(itertools.islice(numbered, self.batch_size * _BATCHES_AT_ONCE)):
-            items = [self.checked(item, number) for number, item in chunk]
-            rows = [self.rows(item, f"input {number}: ") for item, (number, _) in zip(items, chunk, strict=True)]
+            items = [self.checked(item, named(number)) for number, item in chunk]
+            rows = [self.rows(item, named(number)) for item, (number, _) in zip(items, chunk, strict=True)]
             outputs = self._run(list(itertools.chain.from_iterable(rows)))
             for item, of_item in zip(items, rows, strict=True):
                 yield self.result(item, of_item, list(itertools.islice(outputs, len(of_item))), **options)
@@ -141,28 +153,54 @@ class Pipeline(abc.ABC):
             mask[place, : len(row.input_ids)] = 1
         return input_ids.to(self.model.device), mask.to(self.model.device)
 
-    def encode(self, where: str, text: str, pair: str | None = None, truncation: str = "longest_first") -> list[Row]:
-        """The rows of a text or a pair; ``truncation`` says, as the tokenizer's, which part gives way if they are too long."""
-        options: dict[str, Any] = {}
-        if self.too_long != "error":
-            options = {"truncation": truncation, "max_length": self.longest}
-        if self.too_long == "split":
-            # Of models with few positions a quarter: windows have to move on.
-            options |= {"stride": min(self.stride, self.longest // 4), "return_overflowing_tokens": True}
+    def encode(self, where: str, text: str, pair: str | None = None, *, whole: tuple[int, str] | None = None) -> list[Row]:
+        """The rows of a text or a pair.
+
+        Args:
+            where: what messages call the input.
+            text, pair: what to encode.
+            whole: which of the two is never cut, 0 or 1, and what messages call it; None: both give way.
+
+        Raises:
+            ValueError: they are too long, and may not be cut so that they fit.
+        """
+        rows = self._encoded(text, pair)
+        tokens = len(rows[0].input_ids)
+        if tokens <= self.longest:
+            return rows
+        if self.too_long == "error":
+            ways = "'split' or 'truncate'" if self.can_split else "'truncate'"
+            raise ValueError(
+                f"{where}: got {tokens} tokens, expected at most {self.longest}, the positions that the model has: pass "
+                f"too_long={ways}, or a model with more positions (resize_position_embeddings)."
+            )
+        # Of models with few positions a quarter: windows have to move on.
+        stride = min(self.stride, self.longest // 4) if self.too_long == "split" else 0
+        truncation = "longest_first"
+        if whole is not None:
+            part, name = whole
+            kept = rows[0].part.count(part)
+            most = self.longest - rows[0].part.count(None) - stride - 1
+            if kept > most:
+                raise ValueError(
+                    f"{where}: got {kept} tokens in {name}, which is never cut, expected at most {most}, so that more "
+                    f"than {stride} of the model's {self.longest} positions are left for the rest: shorten it, or pass "
+                    f"{'a smaller stride, or ' if stride else ''}a model with more positions (resize_position_embeddings)."
+                )
+            truncation = ("only_second", "only_first")[part]
+        return self._encoded(
+            text, pair, truncation=truncation, max_length=self.longest, stride=stride,
+            return_overflowing_tokens=self.too_long == "split",
+        )  # fmt: skip
+
+    def _encoded(self, text: str, pair: str | None, **options: Any) -> list[Row]:
         # One text as a batch of one: only batches come back as rows.
         pairs = None if pair is None else [pair]
-        encoded = self.tokenizer([text], pairs, return_offsets_mapping=True, **options)
-        rows = [
+        encoded = self.tokenizer([text], pairs, return_offsets_mapping=True, verbose=False, **options)
+        return [
             Row(encoded["input_ids"][row], encoded["offset_mapping"][row], encoded.sequence_ids(row), encoded.word_ids(row))
             for row in range(len(encoded["input_ids"]))
         ]
-        if len(rows[0].input_ids) > self.longest:
-            ways = "'split' or 'truncate'" if self.can_split else "'truncate'"
-            raise ValueError(
-                f"{where}got {len(rows[0].input_ids)} tokens, expected at most {self.longest}, the positions that the model "
-                f"has: pass too_long={ways}, or a model with more positions (resize_position_embeddings)."
-            )
-        return rows
 
     @staticmethod
     @abc.abstractmethod
@@ -173,14 +211,19 @@ class Pipeline(abc.ABC):
         """Whether ``inputs`` is one input of the task."""
         return isinstance(inputs, (str, Mapping))
 
-    def checked(self, item: Any, number: int) -> Any:
-        """``item``, if it is an input of the task.
+    @abc.abstractmethod
+    def options(self, *given: Any, **options: Any) -> dict[str, Any]:
+        """What a call may say besides its inputs: keyword arguments, checked and in the form that :meth:`result` takes."""
+
+    def checked(self, item: Any, where: str) -> Any:
+        """``item``, if it is an input of the task; messages call it ``where``.
 
         Raises:
-            TypeError: it is not.
+            ValueError, TypeError: it is not.
         """
         if not isinstance(item, str):
-            raise TypeError(f"input {number}: got {type(item).__name__}, expected {self.expected()}.")
+            raise TypeError(f"{where}: got {type(item).__name__}, expected {self.expected()}.")
+        check_unicode(item, where, "the text")
         return item
 
     def rows(self, item: Any, where: str) -> list[Row]:
@@ -193,24 +236,57 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def result(self, *of_item: Any, **options: Any) -> Any:
-        """What the outputs mean: from (item, its rows, their outputs) and the task's options."""
+        """What the outputs mean: from (item, its rows, their outputs) and what :meth:`options` returned."""
 
 
-def fields(item: Any, number: int, names: Mapping[str, type | tuple[type, ...]], expected: str) -> dict[str, Any]:
-    """A mapping with given fields of given types.
+def named(number: int) -> str:
+    """What messages call an input of several."""
+    return f"input {number}"
+
+
+def fields(
+    item: Any, where: str, kinds: Mapping[str, type | tuple[type, ...]], expected: str, **defaults: Any
+) -> dict[str, Any]:
+    """A mapping with given fields of given types; those with a default may be missing.
 
     Raises:
         TypeError, ValueError: it is none, or lacks one.
     """
     if not isinstance(item, Mapping):
-        raise TypeError(f"input {number}: got {type(item).__name__}, expected {expected}.")
-    missing = [name for name in names if name not in item]
+        raise TypeError(f"{where}: got {type(item).__name__}, expected {expected}.")
+    found = {**defaults, **item}
+    missing = [name for name in kinds if name not in found]
     if missing:
-        raise ValueError(f"input {number}: got no {missing[0]!r} among {sorted(item)}, expected {expected}.")
-    for name, kind in names.items():
-        if not isinstance(item[name], kind):
-            raise TypeError(f"input {number}: got {type(item[name]).__name__} for {name!r}, expected {expected}.")
-    return dict(item)
+        raise ValueError(f"{where}: got no {missing[0]!r} among {sorted(item)}, expected {expected}.")
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise TypeError(f"{where}: got {type(found[name]).__name__} for {name!r}, expected {expected}.")
+        if isinstance(found[name], str):
+            check_unicode(found[name], where, repr(name))
+    return found
+
+
+def check_unicode(text: str, where: str, name: str) -> None:
+    """Refuse a lone surrogate, which the tokenizer cannot take; messages call the input ``where`` and its text ``name``.
+
+    Raises:
+        ValueError: there is one.
+    """
+    position = lone_surrogate(text)
+    if position is not None:
+        raise surrogate_error(where, name, text, position)
+
+
+def check_number(name: str, value: Any, lowest: int) -> None:
+    """Refuse what is no whole number from ``lowest`` on.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected an int >= {lowest}.")
+    if value < lowest:
+        raise ValueError(f"{name}: got {value}, expected an int >= {lowest}.")
 
 
 def _with_progress(results: Iterator[Any], total: int, task: str, wanted: bool | None) -> Iterator[Any]:
@@ -253,7 +329,7 @@ def pipeline(
 
     Raises:
         ValueError: no such task, no tokenizer, or an option that does not fit.
-        TypeError: a model without the task's head.
+        TypeError: a model without the task's head, or an option of another type.
 
     Example:
         answer = pipeline("question-answering", "checkpoint")

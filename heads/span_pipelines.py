@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer_triton.heads.pipelines import Pipeline, Row, fields
+from longformer_triton.heads.pipelines import Pipeline, Row, check_number, fields
 
 AGGREGATIONS = ("none", "first", "average", "max")
 
@@ -53,9 +53,24 @@ class QuestionAnswering(Pipeline):
         """One input, in words."""
         return "{'question': a text, 'context': a text}"
 
-    def checked(self, item: Any, number: int) -> dict[str, Any]:
+    def options(self, *, top_k: int = 1, max_answer_tokens: int = 30, null_answer: bool = False) -> dict[str, Any]:
+        """What a call may say besides its inputs.
+
+        Args:
+            top_k: how many answers.
+            max_answer_tokens: the longest answer.
+            null_answer: whether "no answer" (an empty text at 0) competes, with the weight the model gives to the first token.
+
+        Raises:
+            ValueError, TypeError: one does not fit.
+        """
+        check_number("top_k", top_k, 1)
+        check_number("max_answer_tokens", max_answer_tokens, 1)
+        return {"top_k": top_k, "max_answer_tokens": max_answer_tokens, "null_answer": null_answer}
+
+    def checked(self, item: Any, where: str) -> dict[str, Any]:
         """A question and its context."""
-        return fields(item, number, {"question": str, "context": str}, self.expected())
+        return fields(item, where, {"question": str, "context": str}, self.expected())
 
     def rows(self, item: Mapping[str, Any], where: str) -> list[Row]:
         """A row for each window of the context, each behind the whole question.
@@ -64,8 +79,8 @@ class QuestionAnswering(Pipeline):
             ValueError: there is nothing in the context.
         """
         if not item["context"].strip():
-            raise ValueError(f"{where}got an empty context, expected a text to look for the answer in.")
-        return self.encode(where, item["question"], item["context"], "only_second")
+            raise ValueError(f"{where}: got an empty context, expected a text to look for the answer in.")
+        return self.encode(where, item["question"], item["context"], whole=(0, "'question'"))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Iterable[Tensor]:
         """(2, tokens) logits for each row: beginning and end; the question is global."""
@@ -79,20 +94,14 @@ class QuestionAnswering(Pipeline):
         rows: Sequence[Row],
         outputs: Sequence[Tensor],
         *,
-        top_k: int = 1,
-        max_answer_tokens: int = 30,
-        null_answer: bool = False,
+        top_k: int,
+        max_answer_tokens: int,
+        null_answer: bool,
     ) -> Any:
         """{"score", "answer", "start", "end"}, or a list of ``top_k`` of them; start and end are characters of the context.
 
         The score is the probability of the span among all beginnings and ends in all windows.
-
-        Args:
-            max_answer_tokens: the longest answer.
-            null_answer: whether "no answer" (an empty text at 0) competes, with the weight the model gives to the first token.
         """
-        if top_k < 1 or max_answer_tokens < 1:
-            raise ValueError(f"top_k: got {top_k}, and {max_answer_tokens} max_answer_tokens, expected numbers >= 1.")
         legal = [self._only_context(row, output) for row, output in zip(rows, outputs, strict=True)]
         nulls = [float(output[:, 0].sum()) for output in outputs]
         total = sum(self._log_total(legal, outputs, side, null_answer) for side in (0, 1))
@@ -147,25 +156,35 @@ class TokenClassification(Pipeline):
         probabilities = self.model(input_ids, attention_mask=attention_mask).logits.float().softmax(-1)
         return [row[:length] for row, length in zip(probabilities, attention_mask.sum(1).tolist(), strict=True)]
 
+    def options(self, *, aggregation: str = "first", ignore_labels: Sequence[str] = ("O",)) -> dict[str, Any]:
+        """What a call may say besides its inputs.
+
+        Args:
+            aggregation: "none": every token. "first", "average", "max": words, labelled by their first token, by the mean of
+                their tokens' probabilities, or by the token that is surest; neighbours with the same label, B- and I- put
+                aside, are one.
+            ignore_labels: labels to leave out.
+
+        Raises:
+            ValueError: there is no such aggregation.
+        """
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        return {"aggregation": aggregation, "ignore_labels": ignore_labels}
+
     def result(
         self,
         item: str,
         rows: Sequence[Row],
         outputs: Sequence[Tensor],
         *,
-        aggregation: str = "first",
-        ignore_labels: Sequence[str] = ("O",),
+        aggregation: str,
+        ignore_labels: Sequence[str],
     ) -> list[dict[str, Any]]:
         """Tokens, or words, with their labels, in the order of the text.
 
-        Args:
-            aggregation: "none": every token, as {"label", "score", "word", "start", "end", "index"}. Otherwise words, labelled
-                by their first token, by the mean of their tokens' probabilities, or by the token that is surest; neighbours
-                with the same label, B- and I- put aside, are one: {"label", "score", "word", "start", "end"}.
-            ignore_labels: labels to leave out.
+        Each is {"label", "score", "word", "start", "end"}; without aggregation with an "index" too, the token's number.
         """
-        if aggregation not in AGGREGATIONS:
-            raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
         tokens = list(_merged(rows, outputs))
         labels = self.model.config.id2label
         if aggregation == "none":

@@ -143,6 +143,7 @@ class LongformerPreTrainedModel(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, damaged, no checkpoint of tensors, or has parameters of another shape.
+            NotImplementedError: a RoBERTa that is a decoder or has relative positions.
             ValueError, TypeError: the configuration or an argument does not fit.
         """
         model, report = loading.load(
@@ -303,7 +304,10 @@ class LongformerPreTrainedModel(nn.Module):
 
         Raises:
             ValueError: no such layer or head, or no head would be left in a layer.
+            TypeError: no mapping, or layers and heads that are no numbers.
         """
+        if not isinstance(heads_to_prune, Mapping) or not all(isinstance(heads, Iterable) for heads in heads_to_prune.values()):
+            raise TypeError(f"heads_to_prune: got {heads_to_prune!r}, expected a mapping from layers to lists of heads.")
         layers = self.base_model.encoder.layer
         pruned = dict(self.config.pruned_heads)
         for layer, heads in heads_to_prune.items():

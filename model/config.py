@@ -187,6 +187,7 @@ class LongformerConfig:
 
         Raises:
             CheckpointError: the file is missing, no JSON, or of another kind of model.
+            NotImplementedError: a RoBERTa that is a decoder or has relative positions, or an AllenAI mode that is not here.
             ValueError, TypeError: a value does not fit, with its name.
         """
         place = {name: overrides.pop(name) for name in PLACE_OPTIONS if name in overrides}
@@ -198,6 +199,8 @@ class LongformerConfig:
                 f"{path}: got model_type {model_type!r}, expected one of {', '.join(settings.READABLE_TYPES)}: "
                 "make a Longformer of it with convert_to_longformer."
             )
+        if model_type != cls.model_type:
+            settings.check_is_encoder({**entries, **overrides}, path)
         return cls.from_dict(entries, **overrides)
 
     def save_pretrained(self, directory: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.backends import LARGEST_HEAD_DIM
+from longformer_triton.model import settings
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.files import CONFIG_NAME, CheckpointError, read_json
 
@@ -79,14 +80,7 @@ def read_source(folder: Path) -> dict[str, Any]:
             f"{path}: got model_type {kind!r}, expected one of {', '.join(KINDS)}: other encoders compute something else than "
             "Longformer's layers do."
         )
-    for name in ("is_decoder", "add_cross_attention"):
-        if entries.get(name):
-            raise NotImplementedError(f"{path}: got {name} true, expected an encoder: Longformer attends in both directions.")
-    positions = entries.get("position_embedding_type") or "absolute"
-    if positions != "absolute":
-        raise NotImplementedError(
-            f"{path}: got position_embedding_type {positions!r}, expected 'absolute': Longformer has a table of positions."
-        )
+    settings.check_is_encoder(entries, path)
     return entries
 
 

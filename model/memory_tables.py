@@ -9,7 +9,7 @@ import torch
 
 from longformer_triton.model import settings
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.memory import MemoryEstimate, estimate_memory, longest_text, usable
+from longformer_triton.model.memory import OPTIMIZERS, MemoryEstimate, estimate_memory, longest_text, usable
 from longformer_triton.model.memory_terms import ARCHITECTURES
 
 _BASE = {
@@ -52,9 +52,14 @@ class Plan:
     ) -> Plan:
         """A plan from texts; ``model`` is a checkpoint's directory or hub name, or None for the paper's two sizes.
 
+        An ``optimizer`` of "none" is none at all.
+
         Raises:
             ValueError, TypeError: something does not fit, with its name; CheckpointError where a file is missing or damaged.
+            NotImplementedError: a checkpoint that no Longformer computes.
         """
+        if optimizer not in (*OPTIMIZERS, "none"):
+            raise ValueError(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)} or none.")
         if model is None:
             models = {name: LongformerConfig(**sizes) for name, sizes in SIZES.items()}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ BUILT_IN = (
     "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
 )  # fmt: skip
 
-# Keys that transformers or AllenAI write into every file and that have no meaning for an encoder: kept without a word.
+# Keys that transformers or AllenAI write into every file and that have no meaning for a Longformer: kept without a word.
 # fmt: off
 _INERT = frozenset((
     "add_cross_attention", "attention_mode", "bad_words_ids", "begin_suppress_tokens", "classifier_dropout",
@@ -57,6 +58,26 @@ def tell_unused(entries: Mapping[str, Any]) -> None:
     if names:
         _told.update(names)
         _log.warning("config: kept, but nothing here reads them: %s", ", ".join(sorted(names)))
+
+
+def check_is_encoder(entries: Mapping[str, Any], path: Path) -> None:
+    """Refuse a RoBERTa, or another of its family, that computes something else than Longformer's layers do.
+
+    Args:
+        entries: of its config.json, with what the caller says otherwise.
+        path: of that file, for messages.
+
+    Raises:
+        NotImplementedError: a decoder, or relative positions.
+    """
+    for name in ("is_decoder", "add_cross_attention"):
+        if entries.get(name):
+            raise NotImplementedError(f"{path}: got {name} true, expected an encoder: Longformer attends in both directions.")
+    positions = entries.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        raise NotImplementedError(
+            f"{path}: got position_embedding_type {positions!r}, expected 'absolute': Longformer has a table of positions."
+        )
 
 
 def from_allenai(entries: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_tokenizers, processors  # type: ignore[import-untyped]
@@ -58,35 +58,41 @@ class Backend:
     """A vocabulary with its added tokens, without truncation or padding of its own.
 
     Adding more tokens makes another backend, so that whoever encodes is not disturbed.
+
+    Attributes:
+        base: the library's tokenizer.
+        specials: {text: token} of the tokens that were ever special. The library keeps such a set too, and does not tell it:
+            a special token that is added again as a common one stays special, and its entry no longer says so.
     """
 
-    def __init__(self, base: Tokenizer) -> None:
-        self.base = base
+    def __init__(self, base: Tokenizer, specials: Mapping[str, AddedToken]) -> None:
+        self.base, self.specials = base, {**special_tokens(base), **specials}
         self._views: dict[Setting, Tokenizer] = {Setting(): base}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base}
+        return {"base": self.base, "specials": self.specials}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["base"])  # type: ignore[misc]
+        # A pickled tokenizer of the library forgets its set.
+        self.__init__(sibling(state["base"], state["specials"]), state["specials"])  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         # Nothing here changes, so that copies may share it; the library would write 50,000 tokens as JSON and read them.
-        return Backend(sibling(self.base))
+        return Backend(sibling(self.base, self.specials), self.specials)
 
     def with_tokens(self, tokens: Sequence[str | AddedToken], special: bool) -> tuple[Backend, int]:
         """A backend with more tokens, and how many of them the library took, new to the vocabulary or with new settings."""
-        base = sibling(self.base)
+        base = sibling(self.base, self.specials)
         taken = (base.add_special_tokens if special else base.add_tokens)(list(tokens))
-        return Backend(base), taken
+        return Backend(base, self.specials), taken
 
     def view(self, setting: Setting) -> Tokenizer:
         """A tokenizer of the library with these settings."""
         found = self._views.get(setting)
         if found is not None:
             return found
-        view = sibling(self.base, setting.add_prefix_space)
+        view = sibling(self.base, self.specials, setting.add_prefix_space)
         view.encode_special_tokens = setting.split_special
         if setting.truncation is not None:
             view.enable_truncation(**setting.truncation._asdict())
@@ -189,8 +195,13 @@ def rebuilt(part: Any, **changes: bool) -> Any:
     return _BUILDERS[kind](**{**arguments, **{name: value for name, value in changes.items() if name in state}})
 
 
-def sibling(base: Tokenizer, add_prefix_space: bool | None = None) -> Tokenizer:
-    """Another tokenizer of the same vocabulary, which both share."""
+def special_tokens(base: Tokenizer) -> dict[str, AddedToken]:
+    """{text: token} of the added tokens that say that they are special."""
+    return {token.content: token for token in base.get_added_tokens_decoder().values() if token.special}
+
+
+def sibling(base: Tokenizer, specials: Mapping[str, AddedToken], add_prefix_space: bool | None = None) -> Tokenizer:
+    """Another tokenizer of the same vocabulary, which both share, and with the same ``specials``; see :class:`Backend`."""
     sibling = Tokenizer(base.model)
     if base.normalizer is not None:
         sibling.normalizer = base.normalizer
@@ -199,6 +210,8 @@ def sibling(base: Tokenizer, add_prefix_space: bool | None = None) -> Tokenizer:
     if base.post_processor is not None:
         sibling.post_processor = rebuilt(base.post_processor, **changes)
     sibling.decoder = base.decoder
-    # In the order of their ids, so that each gets the one it has.
-    sibling.add_tokens([token for _, token in sorted(base.get_added_tokens_decoder().items())])
+    # In the order of their ids, so that each gets the one it has; first as special, then with today's settings.
+    tokens = [token for _, token in sorted(base.get_added_tokens_decoder().items())]
+    sibling.add_tokens([specials.get(token.content, token) for token in tokens])
+    sibling.add_tokens(tokens)
     return sibling

@@ -144,8 +144,7 @@ class Decoding(SpecialTokens):
         if self.errors == "replace":
             texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
         else:
-            special = {token.content for token in self.added_tokens_decoder.values() if token.special}
-            skipped = special if skip_special_tokens else set()
+            skipped = self._backend.specials if skip_special_tokens else {}
             tokens = [[token for token in self.convert_ids_to_tokens(row) if token is not None] for row in rows]
             texts = [self.convert_tokens_to_string([token for token in row if token not in skipped]) for row in tokens]
         clean_up = self.clean_up_tokenization_spaces if clean_up is None else clean_up

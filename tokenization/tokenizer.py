@@ -121,9 +121,9 @@ class LongformerTokenizer(Calling):
                     self._special[name] = AddedToken(token, lstrip=False, rstrip=False)
         else:
             backend.check_is_byte_level(source, "tokenizer_object")
-            base = backend.sibling(source)
+            base = backend.sibling(source, {})
             base.pre_tokenizer = backend.rebuilt(base.pre_tokenizer, add_prefix_space=self.add_prefix_space)
-        there = base.get_added_tokens_decoder()
+        there, before = base.get_added_tokens_decoder(), backend.special_tokens(base)
         known = {repr(token) for token in there.values()}
         tokens: list[Token] = [token for _, token in sorted(added.items()) if repr(token) not in known]
         contents = {token.content for token in there.values()} | {str(getattr(token, "content", token)) for token in tokens}
@@ -151,7 +151,7 @@ class LongformerTokenizer(Calling):
         else:
             changes = {"add_prefix_space": self.add_prefix_space, "trim_offsets": self.trim_offsets}
             base.post_processor = backend.rebuilt(base.post_processor, **changes)
-        return backend.Backend(base)
+        return backend.Backend(base, before)
 
     @classmethod
     def from_pretrained(

@@ -214,6 +214,8 @@ REFUSED = {
     "all_heads": {1: [0, 1, 2]},
     "one_of_two_fits": {0: [1], 7: [0]},
     "layer_in_text": {"0": [1]},
+    "heads_of_no_layer": [1],
+    "one_head_alone": {0: 1},
 }
 
 

@@ -163,8 +163,8 @@ def test_a_larger_vocabulary_on_request_stays_tied(tmp_path):
 # RoBERTa
 
 
-def roberta(transformers, kind, name):
-    options = {key: value for key, value in TINY.items() if key != "attention_window"}
+def roberta(transformers, kind, name, **options):
+    options |= {key: value for key, value in TINY.items() if key != "attention_window"}
     config = getattr(transformers, f"{kind}Config")(**options, pad_token_id=1, type_vocab_size=1)
     return filled(getattr(transformers, f"{kind}{name}")(config)).eval()
 
@@ -203,6 +203,32 @@ def test_a_roberta_with_windows_over_the_whole_text_computes_the_same(transforme
         got = model(input_ids, global_attention_mask=mask)
         torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(got.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta", "Camembert"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "got position_embedding_type 'relative_key', expected 'absolute'"),
+        ({"is_decoder": True}, "got is_decoder true, expected an encoder"),
+        ({"is_decoder": True, "add_cross_attention": True}, "got is_decoder true, expected an encoder"),
+    ],
+    ids=["relative_positions", "decoder", "decoder_of_an_encoder"],
+)
+def test_a_roberta_that_computes_something_else_is_refused(transformers, tmp_path, kind, options, message):
+    roberta(transformers, kind, "Model", **options).save_pretrained(tmp_path)
+    for load in (LongformerModel.from_pretrained, LongformerConfig.from_pretrained, longformer_triton.convert_to_longformer):
+        with pytest.raises(NotImplementedError, match=rf"config\.json: {message}"):
+            load(tmp_path)
+
+
+def test_a_longformer_may_name_relative_positions_which_transformers_does_not_read_either(transformers, tmp_path):
+    config = transformers.LongformerConfig(**TINY, position_embedding_type="relative_key")
+    source = filled(transformers.LongformerModel(config)).eval()
+    source.save_pretrained(tmp_path)
+    input_ids = torch.randint(3, 40, (2, 17))
+    got = LongformerModel.from_pretrained(tmp_path)(input_ids).last_hidden_state
+    torch.testing.assert_close(got, source(input_ids).last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
 def test_a_roberta_is_saved_as_a_longformer(transformers, tmp_path):

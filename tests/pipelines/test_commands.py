@@ -96,14 +96,35 @@ def test_questions_come_from_the_lines_or_from_the_option(checkpoints, tmp_path)
     assert [row["result"]["answer"] in TEXT for row in rows(result)] == [True, True]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--input", "lines"], ["--question", " "]], ids=["text", "lines", "blank"])
+def test_texts_without_a_question_are_a_usage_error(arguments, checkpoints):
+    result = call("answer", checkpoints, *arguments, input=f"{TEXT}\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Invalid value for --question: got" in " ".join(result.stderr.split())
+
+
+def test_a_line_without_a_question_is_named(checkpoints):
+    lines = [json.dumps(TEXT), json.dumps({"context": TEXT}), json.dumps({"question": "who", "context": TEXT})]
+    result = call("answer", checkpoints, "--input", "jsonl", "--json", input="\n".join(lines))
+    assert result.exit_code == 1
+    assert [row["input"] for row in rows(result)] == ["standard input:3"]
+    assert "standard input:1: got str, expected {'question': a text, 'context': a text}" in result.stderr
+    assert "standard input:2: got no 'question' among ['context']" in result.stderr
+
+
+def test_an_aggregation_that_is_none_is_refused_before_anything_is_read(checkpoints, tmp_path):
+    result = call("tag", checkpoints, "--aggregation", "foo", tmp_path / "absent.txt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: aggregation: got 'foo', expected one of none, first, average, max.\n"
+
+
 def test_bad_lines_are_named_and_the_rest_goes_on(checkpoints):
     lines = [json.dumps({"text": TEXT}), "{no json", json.dumps({"word": TEXT}), json.dumps({"text": TEXT})]
     result = call("classify", checkpoints, "--input", "jsonl", "--json", input="\n".join(lines))
     assert result.exit_code == 1
     assert [row["input"] for row in rows(result)] == ["standard input:1", "standard input:4"]
     assert "standard input:2: no JSON" in result.stderr
-    assert "standard input:3: " in result.stderr
-    assert "got no 'text'" in result.stderr
+    assert "standard input:3: got no 'text'" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["classify", "tokenize"])

@@ -68,18 +68,26 @@ def test_a_checkpoint(tmp_path):
     assert str(expected) in result.stdout
 
 
+def test_a_checkpoint_that_no_longformer_computes_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta", "is_decoder": true}')
+    result = call("--model", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "config.json: got is_decoder true, expected an encoder" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--memory", "24XB"], "24XB"),
         (["--margin", "1"], "margin"),
-        (["--optimizer", "lion"], "optimizer"),
+        (["--optimizer", "lion"], "optimizer: got 'lion', expected one of adamw, adam, sgd, sgd-momentum or none."),
+        (["--optimizer", "None"], "optimizer: got 'None', expected one of adamw, adam, sgd, sgd-momentum or none."),
         (["--dtype", "float12"], "dtype"),
         (["--device", "tpu"], "device"),
         (["--architecture", "BertModel"], "architecture"),
         (["--model", "/nowhere/at/all"], "no such directory"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: "=".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_one_line(arguments, message):
     result = call("--length", 100, *arguments)

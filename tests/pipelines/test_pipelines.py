@@ -1,11 +1,13 @@
 """Pipelines on untrained models: what goes in and out, in which order, and what is refused."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from model_cases import TINY
 from text_cases import tokenizer_of
+from tokenizers import AddedToken
 
 import longformer_triton
 from longformer_triton.heads.pipelines import pipeline
@@ -120,6 +122,34 @@ def test_words_behind_masks_come_with_their_texts(checkpoints):
 
 
 @pytest.mark.parametrize(
+    ("text", "target", "expected"),
+    [
+        ("the <mask> saw", ".", "the. saw"),
+        ("the  <mask> saw", " cat", "the cat saw"),
+        ("the\n<mask> saw", " cat", "the cat saw"),
+        ("the<mask> saw", ".", "the. saw"),
+        ("the <mask>", "a", "thea"),
+        ("<mask> saw", " cat", " cat saw"),
+        (" <mask> saw", ".", ". saw"),
+    ],
+    ids=["joins", "two_spaces", "line", "no_space", "at_the_end", "at_the_beginning", "space_at_the_beginning"],
+)
+def test_a_sequence_has_the_spaces_that_the_model_predicted(text, target, expected, checkpoints, tokenizer):
+    (found,) = pipeline("fill-mask", checkpoints["fill-mask"])(text, targets=[target])
+    assert found["sequence"] == expected
+    ids = [found["token"] if token == tokenizer.mask_token_id else token for token in tokenizer(text)["input_ids"]]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+
+
+def test_a_mask_that_takes_in_no_spaces_leaves_them(checkpoints, tokenizer):
+    model = longformer_triton.LongformerForMaskedLM.from_pretrained(checkpoints["fill-mask"])
+    strict = copy.deepcopy(tokenizer)
+    strict.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=False)})
+    (found,) = pipeline("fill-mask", model, strict)("the <mask> saw", targets=["a"])
+    assert found["sequence"] == "the a saw"
+
+
+@pytest.mark.parametrize(
     ("function", "total"), [("softmax", 1.0), ("sigmoid", None), ("none", None)], ids=["softmax", "sigmoid", "none"]
 )
 def test_scores_of_labels(checkpoints, function, total):
@@ -188,13 +218,65 @@ def test_answers_never_come_from_the_question(checkpoints):
         ("question-answering", {"question": "who", "context": 3}, TypeError, "input 0: got int for 'context'"),
         ("question-answering", {"question": "who", "context": " "}, ValueError, "input 0: got an empty context"),
         ("multiple-choice", {"context": TEXT, "choices": []}, ValueError, "input 0: got .* as choices, expected one text"),
+        ("multiple-choice", {"context": TEXT, "choices": ["a"], "question": None}, TypeError, "input 0: got NoneType for 'que"),
+        ("text-classification", {"text": TEXT, "text_pair": 5}, TypeError, "input 0: got int for 'text_pair', expected a text"),
         ("fill-mask", TEXT, ValueError, "input 0: got no <mask>"),
     ],
-    ids=["number", "number_in_a_list", "no_context", "context_of_another_type", "empty_context", "no_choices", "no_mask"],
-)
+    ids=[
+        "number", "number_in_a_list", "no_context", "context_of_another_type", "empty_context", "no_choices",
+        "question_of_another_type", "pair_of_another_type", "no_mask",
+    ],
+)  # fmt: skip
 def test_inputs_that_are_none_of_the_task_are_named(task, given, error, message, checkpoints):
     with pytest.raises(error, match=message):
         pipeline(task, checkpoints[task])(given)
+
+
+HALF = "a \ud800 tree"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "name"),
+    [
+        ("embedding", HALF, "the text"),
+        ("text-classification", HALF, "'text'"),
+        ("text-classification", {"text": TEXT, "text_pair": HALF}, "'text_pair'"),
+        ("question-answering", {"question": HALF, "context": TEXT}, "'question'"),
+        ("question-answering", {"question": "who", "context": HALF}, "'context'"),
+        ("multiple-choice", {"context": TEXT, "choices": ["a", HALF]}, "choice 1"),
+    ],
+    ids=["text", "classified_text", "pair", "question", "context", "choice"],
+)
+def test_half_a_character_is_refused_with_the_input_that_holds_it(task, given, name, checkpoints):
+    with pytest.raises(ValueError, match=rf"^input 2: got the lone surrogate '\\ud800' in {name} at position 2"):
+        pipeline(task, checkpoints[task])([INPUTS[task], INPUTS[task], given])
+
+
+@pytest.mark.parametrize(
+    ("task", "too_long", "most", "name"),
+    [
+        ("question-answering", "split", 118 - 4 - 20 - 1, "'question'"),
+        ("question-answering", "truncate", 118 - 4 - 1, "'question'"),
+        ("multiple-choice", "truncate", 118 - 4 - 1, "'question' and choice 1"),
+    ],
+    ids=["question_of_windows", "question", "choice"],
+)
+def test_what_is_never_cut_has_to_leave_room(task, too_long, most, name, checkpoints):
+    """One token more than fits is refused with the input's number, as many as fit are answered."""
+    pipe = pipeline(task, checkpoints[task], too_long=too_long, stride=20)
+
+    def given(tokens):
+        words = " the" * tokens
+        if task == "question-answering":
+            return {"question": words, "context": LONG}
+        # The words before a choice and around it are stripped.
+        return {"context": LONG, "choices": ["a", "t" + " the" * (tokens - 1)]}
+
+    assert pipe([INPUTS[task], given(most)])
+    remedy = "a smaller stride, or" if too_long == "split" else "a model with more"
+    message = rf"^input 1: got {most + 1} tokens in {name}, which is never cut, expected at most {most}, .* or pass {remedy}"
+    with pytest.raises(ValueError, match=message):
+        pipe([INPUTS[task], given(most + 1)])
 
 
 def test_tasks_models_and_options_that_do_not_fit_are_refused(checkpoints, tokenizer):
@@ -207,9 +289,56 @@ def test_tasks_models_and_options_that_do_not_fit_are_refused(checkpoints, token
         pipeline("embedding", model)
     with pytest.raises(ValueError, match="too_long: got 'split', expected one of truncate, error"):
         pipeline("embedding", model, tokenizer, too_long="split")
-    with pytest.raises(ValueError, match="batch_size: got 0"):
-        pipeline("embedding", model, tokenizer, batch_size=0)
-    with pytest.raises(ValueError, match="function: got 'tanh'"):
-        pipeline("text-classification", checkpoints["text-classification"])(TEXT, function="tanh")
-    with pytest.raises(ValueError, match="targets: got 'elephant'"):
-        pipeline("fill-mask", checkpoints["fill-mask"])(INPUTS["fill-mask"], targets=["elephant"])
+
+
+@pytest.mark.parametrize("task", ["question-answering", "embedding"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size: got 0, expected an int >= 1"),
+        ({"batch_size": "3"}, TypeError, "batch_size: got '3', expected an int >= 1"),
+        ({"batch_size": True}, TypeError, "batch_size: got True, expected an int >= 1"),
+        ({"stride": -1}, ValueError, "stride: got -1, expected an int >= 0"),
+        ({"stride": None}, TypeError, "stride: got None, expected an int >= 0"),
+    ],
+    ids=["no_rows", "rows_in_text", "rows_as_truth", "negative_stride", "no_stride"],
+)
+def test_numbers_of_a_pipeline_are_checked_when_it_is_made(task, options, error, message, checkpoints):
+    with pytest.raises(error, match=message):
+        pipeline(task, checkpoints[task], **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "error", "message"),
+    [
+        ("fill-mask", {"top_k": 0}, ValueError, "top_k: got 0, expected an int >= 1"),
+        ("fill-mask", {"top_k": -1}, ValueError, "top_k: got -1, expected an int >= 1"),
+        ("fill-mask", {"top_k": None}, TypeError, "top_k: got None, expected an int >= 1"),
+        ("fill-mask", {"targets": []}, ValueError, r"targets: got \[\], expected a word, a list of one at least"),
+        ("fill-mask", {"targets": ["elephant"]}, ValueError, "targets: got 'elephant', which is"),
+        ("fill-mask", {"targets": [5]}, ValueError, r"targets: got \[5\], expected a word"),
+        ("fill-mask", {"targets": 5}, ValueError, "targets: got 5, expected a word"),
+        ("text-classification", {"top_k": 0}, ValueError, "top_k: got 0, expected an int >= 1"),
+        ("text-classification", {"function": "tanh"}, ValueError, "function: got 'tanh', expected one of softmax"),
+        ("question-answering", {"top_k": "2"}, TypeError, "top_k: got '2', expected an int >= 1"),
+        ("question-answering", {"max_answer_tokens": 0}, ValueError, "max_answer_tokens: got 0, expected an int >= 1"),
+        ("question-answering", {"topk": 2}, TypeError, "topk: got an option .* expected top_k, max_answer_tokens, null_answer"),
+        ("token-classification", {"aggregation": "mean"}, ValueError, "aggregation: got 'mean', expected one of none"),
+        ("embedding", {"top_k": 1}, TypeError, "top_k: got an option that embedding does not have, expected none"),
+    ],
+    ids=[
+        "no_words", "fewer_words_than_none", "words_without_number", "no_targets", "target_of_several_tokens",
+        "target_of_another_type", "no_list_of_targets", "no_labels", "no_such_function", "answers_in_text", "no_length",
+        "misspelt", "no_such_aggregation", "of_another_task",
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused_before_any_input_is_read(task, options, error, message, checkpoints):
+    inputs = iter([INPUTS[task]])
+    with pytest.raises(error, match=message):
+        pipeline(task, checkpoints[task])(inputs, **options)
+    assert list(inputs) == [INPUTS[task]]
+
+
+def test_one_target_is_a_word_and_no_list_of_letters(checkpoints):
+    pipe = pipeline("fill-mask", checkpoints["fill-mask"])
+    assert close(pipe(INPUTS["fill-mask"], targets=" cat"), pipe(INPUTS["fill-mask"], targets=[" cat"]))

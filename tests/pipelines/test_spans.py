@@ -59,7 +59,8 @@ def scores(row, start, end, value=5.0):
 
 
 def answer(rows, outputs, **options):
-    return QuestionAnswering.result(asking(), {"question": "?", "context": "0123456789"}, rows, outputs, **options)
+    item = {"question": "?", "context": "0123456789"}
+    return QuestionAnswering.result(asking(), item, rows, outputs, **QuestionAnswering.options(asking(), **options))
 
 
 def test_an_answer_is_a_stretch_of_the_original_text():
@@ -139,7 +140,7 @@ def tokens(*entries):
 
 def tags(*parts, **options):
     rows, outputs = zip(*parts, strict=True)
-    return TokenClassification.result(tagging(), TEXT, rows, outputs, **options)
+    return TokenClassification.result(tagging(), TEXT, rows, outputs, **TokenClassification.options(tagging(), **options))
 
 
 ANNA = ((0, 2, 0, 1, 0.9), (2, 4, 0, 2, 0.95), (5, 8, 1, 2, 0.8), (9, 12, 2, 0, 0.9), (13, 17, 3, 3, 0.7))

@@ -1,5 +1,8 @@
 """Special tokens, added tokens, and the way back from ids to texts."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +66,38 @@ def test_tokens_and_roles_change_as_in_transformers(step, pair):
     assert state(ours) == state(theirs)
     assert STEPS[step](ours) == STEPS[step](theirs)
     assert state(ours) == state(theirs)
+
+
+AGAIN = {
+    "once": [["<ent>"]],
+    "and another token later": [["<ent>"], ["other"]],
+    "with other settings": [[AddedToken("<ent>", lstrip=True, single_word=True)], ["other"]],
+    "many times": [["<ent>", "</s>"], ["other", "<ent>"], [AddedToken("<ent>", rstrip=True)]],
+}
+COPIES = {
+    "itself": lambda tokenizer: tokenizer,
+    "copied": copy.deepcopy,
+    "pickled": lambda tokenizer: pickle.loads(pickle.dumps(tokenizer)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("steps", AGAIN.values(), ids=AGAIN)
+def test_a_special_token_that_is_added_again_stays_special(steps, copied, small, transformers):
+    arguments = {"additional_special_tokens": ["<ent>"]}
+    ours = LongformerTokenizer.from_pretrained(small, **arguments)
+    theirs = transformers.LongformerTokenizerFast.from_pretrained(small, **arguments)
+    for tokens in steps:
+        assert ours.add_tokens(tokens) == theirs.add_tokens(tokens)
+    ours = copied(ours)
+    assert state(ours) == state(theirs)
+    text = "the <ent> fox</s> <ent><ent> others"
+    for options in ({}, {"split_special_tokens": True}, {"split_special_tokens": True, "max_length": 7, "truncation": True}):
+        assert ours(text, **options).tokens() == theirs(text, **options).tokens()
+    ids = ours(text)["input_ids"]
+    assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+    ours.errors = "strict"
+    assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_tokens_that_are_none_are_refused(tokenizer):

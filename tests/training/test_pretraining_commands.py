@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import json
 import math
 import os
 import pathlib
@@ -128,6 +129,18 @@ def test_a_bad_option_is_one_line_and_status_two(tmp_path):
         assert result.exit_code == 2
         assert f"error: {message}" in result.stderr
         assert "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_no_longformer_computes_is_one_line_and_status_two(tmp_path):
+    model, texts = make_model(tmp_path / "model"), make_texts(tmp_path / "texts")
+    entries = {**json.loads((model / "config.json").read_text()), "model_type": "roberta", "is_decoder": True}
+    (model / "config.json").write_text(json.dumps(entries))
+    arguments = ["pretrain", "--model", model, "--out", tmp_path / "run", "--cpu", *texts]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 2
+    assert "error: " in result.stderr
+    assert "config.json: got is_decoder true, expected an encoder" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
