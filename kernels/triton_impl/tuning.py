@@ -149,7 +149,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     if tuple(header) != COLUMNS:
         raise ValueError(
             f"{path}: got the columns {', '.join(header)}, expected {', '.join(COLUMNS)}: write the table anew with "
-            "`longformer-triton bench tune --save`."
+            "`longformer-triton bench tune --save FILE`."
         )
     for number, line in enumerate(lines, start=2):
         if len(line) != len(COLUMNS):
