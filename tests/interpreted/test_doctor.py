@@ -54,12 +54,12 @@ def test_what_is_refused_is_no_failure(monkeypatch):
 
 
 def test_what_is_raised_does_not_end_the_others(monkeypatch):
-    right = kernel_checks.run_check
+    right = kernel_checks.run_check(SMALL[0], "float32", 16, CPU)
 
     def fail_once(check, *arguments):
         if check.name == "dilated":
             raise RuntimeError("an illegal memory access was encountered")
-        return right(SMALL[0], *arguments)
+        return right
 
     monkeypatch.setattr(kernel_checks, "run_check", fail_once)
     outcomes = list(kernel_checks.run_checks("float32", 16, CPU))
