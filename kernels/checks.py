@@ -15,7 +15,6 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-
 # Longer than any text. Windows and dilations beyond it mean the same, and their products would need more than 64 bits.
 _FARTHEST = 2**31 - 1
 # Backends mark masked scores with numbers of -1e30 or less.

@@ -242,7 +242,7 @@ def _(*arguments: Any) -> list[Tensor]:
 
 
 class _OnlyOnce(torch.autograd.Function):
-    """Gradients as they are, tied to the tensors that they depend on: differentiated again, they say that this cannot be done."""
+    """Gradients as they are, tied to what they depend on: differentiated again, they say that this cannot be done."""
 
     @staticmethod
     def forward(_: Any, num_grads: int, *grads_and_inputs: Tensor) -> tuple[Tensor, ...]:
