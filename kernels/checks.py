@@ -7,6 +7,7 @@ costs no synchronisation; :func:`should_validate` decides.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,11 +23,18 @@ _LARGEST_SCALE = 1e20
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    """NumPy's whole numbers, which loops over arrays give, are some too."""
+    return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """A whole number as Python's, or as the symbol that it is while tracing."""
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
 def _bounded(value: Any) -> Any:
-    return min(value, _FARTHEST) if isinstance(value, int) else value
+    number = _plain(value)
+    return min(number, _FARTHEST) if isinstance(number, int) else number
 
 
 def _describe(value: Any) -> str:
@@ -61,10 +69,11 @@ def dilation(value: Any) -> int | tuple[int, ...]:
     return bounded[0] if _is_int(value) else bounded
 
 
-def max_globals(value: Any) -> None:
-    """Refuse anything but None or a non-negative int."""
+def max_globals(value: Any) -> int | None:
+    """None or a non-negative int; raises for anything else."""
     if value is not None and (not _is_int(value) or value < 0):
         raise ValueError(f"max_globals: got {value!r}, expected None or an int >= 0, the most global tokens of any sample.")
+    return None if value is None else _plain(value)
 
 
 def is_causal(value: Any) -> bool:
@@ -118,7 +127,7 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
         raise TypeError(f"shape: got {shape!r}, expected a pair of ints (batch, seq_len).")
     if not given and shape is None:
         raise ValueError("shape: got None without a mask, expected (batch, seq_len): give a mask or the shape.")
-    batch, seq_len = shape if shape is not None else next(iter(given.values())).shape
+    batch, seq_len = map(_plain, shape if shape is not None else next(iter(given.values())).shape)
     wanted = None if device is None else as_device(device)
     place = next(iter(given.values())).device if given else wanted or torch.device("cpu")
     if not given and not is_tracing():

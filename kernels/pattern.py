@@ -120,7 +120,7 @@ class AttentionPattern:
         left, right = checks.window(window)
         steps = checks.dilation(dilation)
         batch, seq_len, place = checks.mask_shape(attention_mask, global_attention_mask, shape, device)
-        checks.max_globals(max_globals)
+        max_globals = checks.max_globals(max_globals)
         is_causal = checks.is_causal(is_causal)
         if checks.should_validate(validate, place):
             checks.mask_values("attention_mask", attention_mask, highest=2)

@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import hypothesis
+import numpy
 import pytest
 import torch
 from attention_cases import random_cases
@@ -75,6 +76,20 @@ def test_max_globals_gives_the_width_where_nothing_is_global(mask):
     pattern = AttentionPattern.from_masks(mask, shape=(2, 5), window=1, max_globals=3)
     assert pattern.global_index.tolist() == [[-1] * 3] * 2
     assert pattern.global_count.tolist() == [0, 0]
+
+
+def test_numbers_may_be_numpys():
+    """As loops over arrays give them; the pattern holds Python's, which operators take."""
+    two, three = numpy.array([2, 3])
+    marks = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0, 0]])
+    got = AttentionPattern.from_masks(
+        None, marks, shape=(two - 1, numpy.int32(9)), window=(two, three), dilation=two, max_globals=two
+    )
+    expected = AttentionPattern.from_masks(None, marks, window=(2, 3), dilation=2, max_globals=2)
+    assert torch.equal(got.to_dense(), expected.to_dense())
+    assert {type(number) for number in (*got.window, got.dilation, got.batch, got.seq_len)} == {int}
+    states = torch.randn(1, 2, 9, 4)
+    assert torch.equal(*(sliding_window_attention(states, states, states, pattern=pattern) for pattern in (got, expected)))
 
 
 def test_gathering_from_something_else():
