@@ -26,7 +26,7 @@ class Measurement:
     """What a cell gives: milliseconds, MiB of extra memory at the peak, TFLOP/s at the median, error against float64.
 
     The rates are of useful operations (``cases.useful_flops``) and, where they are known, of all that tiles computed
-    (``tile_flops.py``).
+    (``tile_flops.py``). A CUDA graph has its memory before it is called, so that there is no peak.
     """
 
     p20_ms: float
@@ -34,7 +34,7 @@ class Measurement:
     p80_ms: float
     repeats: int
     first_call_ms: float
-    peak_extra_mib: float
+    peak_extra_mib: float | None
     useful_tflops: float
     relative_error: float
     tile_tflops: float | None = None
@@ -168,7 +168,7 @@ def percentiles(samples_ms: list[float]) -> tuple[float, float, float]:
     return cuts[1], statistics.median(samples_ms), cuts[7]
 
 
-def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measurement:
+def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int | None) -> Measurement:
     """Percentiles of the samples, and the rates that follow."""
     p20, median, p80 = percentiles(samples_ms)
     of_tiles = cell.provider.tile_flops(cell.inputs)
@@ -178,7 +178,7 @@ def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int) -> Measureme
         p80_ms=round(p80, 4),
         repeats=len(samples_ms),
         first_call_ms=round(cell.first_call_ms, 3),
-        peak_extra_mib=round(peak_bytes / 2**20, 3),
+        peak_extra_mib=None if peak_bytes is None else round(peak_bytes / 2**20, 3),
         useful_tflops=round(useful_flops(cell.case) / median / 1e9, 5),
         relative_error=float(f"{cell.error:.2e}"),
         tile_tflops=None if of_tiles is None else round(of_tiles / median / 1e9, 5),
@@ -193,7 +193,7 @@ def measure(case: Case, device: torch.device, cell_seconds: float) -> Measuremen
         torch.OutOfMemoryError: as the device says.
     """
     cell = Cell(case, device)
-    peak = peak_extra_bytes(cell.call, device)
+    peak = None if case.graph else peak_extra_bytes(cell.call, device)
     samples: list[float] = []
     deadline = time.perf_counter() + cell_seconds
     while len(samples) < _FEWEST or (time.perf_counter() < deadline and len(samples) < _MOST):

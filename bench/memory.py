@@ -62,7 +62,8 @@ def fits(frame: pd.DataFrame) -> list[Fit]:
         ValueError: there is none.
     """
     found = []
-    for (provider, direction), rows in frame.groupby(["provider", "direction"], sort=False):
+    measured = frame.dropna(subset=["peak_extra_mib"])
+    for (provider, direction), rows in measured.groupby(["provider", "direction"], sort=False):
         rows = rows.sort_values("seq_len")
         if len(rows) < _FEWEST:
             continue

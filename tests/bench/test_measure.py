@@ -30,6 +30,12 @@ def test_every_provider_agrees_with_the_reference(provider, num_globals, directi
     assert result.peak_extra_mib > 0
 
 
+def test_a_graph_has_no_peak_of_memory(monkeypatch):
+    """It has its memory before it is called: nothing would be measured, and no memory is not nothing."""
+    monkeypatch.setattr(measure_module, "captured", lambda call, device: call)
+    assert measure(small_case("ours-torch", graph=1), CPU, cell_seconds=0.0).peak_extra_mib is None
+
+
 class OffByOne(Ours):
     """The most common mistake: a window that is one key short on the right."""
 
