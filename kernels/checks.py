@@ -146,7 +146,8 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
 
 def is_tracing() -> bool:
     """Whether tensors may have no values to read: in torch.compile, torch.export, make_fx or among fake tensors."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    kinds = torch._C._TorchDispatchModeKey
+    return torch.compiler.is_compiling() or any(map(torch._C._get_dispatch_mode, (kinds.FAKE, kinds.PROXY)))
 
 
 def should_validate(requested: bool | None, device: torch.device) -> bool:
