@@ -2,7 +2,8 @@
 
 ======================  ==============================================================================================
 ``launch.py``           the host: which kernels run, in which order, over what
-``problem.py``          one call as data: the arguments that its kernels share, grids, descriptors
+``problem.py``          one call as data: the arguments that its kernels share, and grids
+``descriptors.py``      which tensors the copy engine can address, and how
 ``steps.py``            a launch, and the compiled program that it takes
 ``tuning.py``           launch configurations: ``configurations.csv`` by architecture, precision, head_dim and problem
 ``primitives.py``       what kernels share: tiles, loads, the mask rule, the softmax update, dropout
