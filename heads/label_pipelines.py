@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longformer_triton.heads.global_tokens import first_token
-from longformer_triton.heads.pipelines import Pipeline, Row, check_number, check_unicode, fields
+from longformer_triton.heads.pipelines import Pipeline, Row, check_unicode, fields
+from longformer_triton.model.settings import check_at_least
 
 
 class FillMask(Pipeline):
@@ -59,7 +60,7 @@ class FillMask(Pipeline):
         Raises:
             ValueError, TypeError: one does not fit.
         """
-        check_number("top_k", top_k, 1)
+        check_at_least("top_k", top_k, 1)
         if targets is None:
             return {"top_k": top_k, "allowed": None}
         words = [targets] if isinstance(targets, str) else targets
@@ -139,7 +140,7 @@ class TextClassification(Pipeline):
             ValueError, TypeError: one does not fit.
         """
         if top_k is not None:
-            check_number("top_k", top_k, 1)
+            check_at_least("top_k", top_k, 1)
         config = self.model.config
         if function is None:
             if config.problem_type == "regression":

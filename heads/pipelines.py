@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longformer_triton.kernels.backends import present
 from longformer_triton.model.base import LongformerPreTrainedModel
-from longformer_triton.model.settings import dtype_of
+from longformer_triton.model.settings import check_at_least, dtype_of
 from longformer_triton.tokenization import LongformerTokenizer
 from longformer_triton.tokenization.options import lone_surrogate, surrogate_error
 
@@ -79,8 +79,8 @@ class Pipeline(abc.ABC):
         self.too_long = too_long or ("split" if self.can_split else "error")
         if self.too_long not in allowed:
             raise ValueError(f"too_long: got {too_long!r}, expected one of {', '.join(allowed)} for {self.task}.")
-        check_number("batch_size", batch_size, 1)
-        check_number("stride", stride, 0)
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("stride", stride, 0)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.stride = batch_size, stride
 
@@ -164,34 +164,31 @@ class Pipeline(abc.ABC):
         Raises:
             ValueError: they are too long, and may not be cut so that they fit.
         """
+        # Of models with few positions a quarter: windows have to move on.
+        stride = min(self.stride, self.longest // 4) if self.too_long == "split" else 0
+        cut = {"max_length": self.longest, "stride": stride, "return_overflowing_tokens": self.too_long == "split"}
+        if whole is None and self.too_long != "error":
+            return self._encoded(text, pair, truncation="longest_first", **cut)
         rows = self._encoded(text, pair)
         tokens = len(rows[0].input_ids)
         if tokens <= self.longest:
             return rows
-        if self.too_long == "error":
+        if whole is None or self.too_long == "error":
             ways = "'split' or 'truncate'" if self.can_split else "'truncate'"
             raise ValueError(
                 f"{where}: got {tokens} tokens, expected at most {self.longest}, the positions that the model has: pass "
                 f"too_long={ways}, or a model with more positions (resize_position_embeddings)."
             )
-        # Of models with few positions a quarter: windows have to move on.
-        stride = min(self.stride, self.longest // 4) if self.too_long == "split" else 0
-        truncation = "longest_first"
-        if whole is not None:
-            part, name = whole
-            kept = rows[0].part.count(part)
-            most = self.longest - rows[0].part.count(None) - stride - 1
-            if kept > most:
-                raise ValueError(
-                    f"{where}: got {kept} tokens in {name}, which is never cut, expected at most {most}, so that more "
-                    f"than {stride} of the model's {self.longest} positions are left for the rest: shorten it, or pass "
-                    f"{'a smaller stride, or ' if stride else ''}a model with more positions (resize_position_embeddings)."
-                )
-            truncation = ("only_second", "only_first")[part]
-        return self._encoded(
-            text, pair, truncation=truncation, max_length=self.longest, stride=stride,
-            return_overflowing_tokens=self.too_long == "split",
-        )  # fmt: skip
+        part, name = whole
+        kept = rows[0].part.count(part)
+        most = self.longest - rows[0].part.count(None) - stride - 1
+        if kept > most:
+            raise ValueError(
+                f"{where}: got {kept} tokens in {name}, which is never cut, expected at most {most}, so that more "
+                f"than {stride} of the model's {self.longest} positions are left for the rest: shorten it, or pass "
+                f"{'a smaller stride, or ' if stride else ''}a model with more positions (resize_position_embeddings)."
+            )
+        return self._encoded(text, pair, truncation=("only_second", "only_first")[part], **cut)
 
     def _encoded(self, text: str, pair: str | None, **options: Any) -> list[Row]:
         # One text as a batch of one: only batches come back as rows.
@@ -275,18 +272,6 @@ def check_unicode(text: str, where: str, name: str) -> None:
     position = lone_surrogate(text)
     if position is not None:
         raise surrogate_error(where, name, text, position)
-
-
-def check_number(name: str, value: Any, lowest: int) -> None:
-    """Refuse what is no whole number from ``lowest`` on.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r}, expected an int >= {lowest}.")
-    if value < lowest:
-        raise ValueError(f"{name}: got {value}, expected an int >= {lowest}.")
 
 
 def _with_progress(results: Iterator[Any], total: int, task: str, wanted: bool | None) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longformer_triton.heads.pipelines import Pipeline, Row, check_number, fields
+from longformer_triton.heads.pipelines import Pipeline, Row, fields
+from longformer_triton.model.settings import check_at_least
 
 AGGREGATIONS = ("none", "first", "average", "max")
 
@@ -64,8 +65,8 @@ class QuestionAnswering(Pipeline):
         Raises:
             ValueError, TypeError: one does not fit.
         """
-        check_number("top_k", top_k, 1)
-        check_number("max_answer_tokens", max_answer_tokens, 1)
+        check_at_least("top_k", top_k, 1)
+        check_at_least("max_answer_tokens", max_answer_tokens, 1)
         return {"top_k": top_k, "max_answer_tokens": max_answer_tokens, "null_answer": null_answer}
 
     def checked(self, item: Any, where: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from longformer_triton.model.files import size_in_bytes
 from longformer_triton.model.memory_place import Place
 from longformer_triton.model.memory_steps import Moment
 from longformer_triton.model.memory_terms import Terms
+from longformer_triton.model.settings import check_at_least
 
 __all__ = ["MemoryEstimate", "estimate_memory", "longest_text"]
 
@@ -267,10 +268,7 @@ def _checked(
         )
     config.validate()
     for name, value, lowest in (("batch", batch, 1), ("seq_len", seq_len, 1), ("num_globals", num_globals, 0)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: got {value!r}, expected an int >= {lowest}.")
-        if value < lowest:
-            raise ValueError(f"{name}: got {value}, expected an int >= {lowest}.")
+        check_at_least(name, value, lowest)
     if num_globals > seq_len:
         raise ValueError(f"num_globals: got {num_globals}, expected at most seq_len, the {seq_len} tokens of a text.")
     if not isinstance(dtype, torch.dtype):

@@ -259,6 +259,18 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_at_least(name: str, value: Any, lowest: int) -> None:
+    """Refuse what is no whole number from ``lowest`` on.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not _is_int(value):
+        raise TypeError(f"{name}: got {value!r}, expected an int >= {lowest}.")
+    if value < lowest:
+        raise ValueError(f"{name}: got {value}, expected an int >= {lowest}.")
+
+
 def _check_number(config: LongformerConfig, name: str, kind: type, *, lowest: float, highest: float | None = None) -> None:
     value = getattr(config, name)
     fits = _is_int(value) or (kind is float and isinstance(value, float))
