@@ -35,7 +35,7 @@ from longformer_triton.kernels.states import States
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
 from longformer_triton.kernels.triton_impl.problem import BackwardInputs
 from longformer_triton.kernels.triton_impl.steps import Launch
-from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, Config, Target
+from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, IS_3_6, Config, Target
 
 # Matrix products of a score: scores and out; scores, dP and dQ; scores, dP, dK and dV.
 PRODUCTS = {
@@ -65,6 +65,10 @@ class Variant:
         """half, tf32 or ieee: the kind of matrix products."""
         return "half" if self.dtype.itemsize == 2 else "tf32" if self.tf32 else "ieee"
 
+    def uses_descriptors(self, target: Target) -> bool:
+        """Whether the copy engine moves the window's tiles (``descriptors.py``), of tensors that it can address."""
+        return target.descriptors and self.dilation == 1 and self.precision != "ieee"
+
 
 def shipped_problems() -> Iterator[tuple[str, Variant]]:
     """(architecture, problem): every one that the table of configurations serves, at its own head dimensions."""
@@ -75,9 +79,13 @@ def shipped_problems() -> Iterator[tuple[str, Variant]]:
             (False, True), (False, True), (1, 3) if target.descriptors else (1,)
         ):
             variant = Variant(head_dim, dtype, tf32, checks, dropout, dilation)
-            descriptors = target.descriptors and dilation == 1 and variant.precision != "ieee"
             refusal = target.missing(
-                head_dim, variant.precision, dropout=dropout, padding=checks, has_globals=checks, descriptors=descriptors
+                head_dim,
+                variant.precision,
+                dropout=dropout,
+                padding=checks,
+                has_globals=checks,
+                descriptors=variant.uses_descriptors(target),
             )
             if refusal is None:
                 yield architecture, variant
@@ -236,7 +244,7 @@ def compile_launch(launch: Launch, architecture: str) -> Compiled:
 
 
 # What Triton itself passes to the assembler, since 3.7.
-_REGISTER_OPTIONS = [] if triton.__version__.startswith("3.6.") else ["--regAllocOptLevel=2"]
+_REGISTER_OPTIONS = [] if IS_3_6 else ["--regAllocOptLevel=2"]
 
 
 def _usage(handle: Any, architecture: str) -> tuple[int, int, bool]:

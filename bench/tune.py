@@ -29,6 +29,7 @@ from longformer_triton.kernels.triton_impl.tuning import (
     Key,
     Row,
     Target,
+    how_loaded,
 )
 
 Tiles = tuple[tuple[int, ...], ...]
@@ -142,13 +143,7 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
 
 def _key_of(kernel: str, architecture: str, variant: Variant) -> Key:
     """What the table finds a configuration for ``variant`` by."""
-    by_descriptors = (
-        Target.named(architecture).descriptors
-        and kernel in WINDOW_KERNELS
-        and variant.dilation == 1
-        and variant.precision != "ieee"
-    )
-    loads = "descriptors" if by_descriptors else "pointers"
+    loads = how_loaded(kernel, descriptors=variant.uses_descriptors(Target.named(architecture)))
     return Key(architecture, variant.precision, kernel, loads, variant.head_dim, variant.dropout, variant.checks)
 
 

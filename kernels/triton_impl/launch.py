@@ -34,7 +34,7 @@ from longformer_triton.kernels.triton_impl.forward import window_forward
 from longformer_triton.kernels.triton_impl.global_rows import global_rows_combine, global_rows_forward
 from longformer_triton.kernels.triton_impl.problem import BackwardInputs, Problem, tensor_arguments
 from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
-from longformer_triton.kernels.triton_impl.tuning import Target, target_of
+from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
 from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
 
 __all__ = ["attention_backward", "attention_forward", "backward_steps", "forward_steps", "rows_backward", "rows_forward"]
@@ -89,12 +89,17 @@ def forward_steps(
 
 
 def _window_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
-    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
-    config = problem.config("window_forward", descriptors=by_descriptors)
-    tiles = problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
+    config, tiles = _over_keys(problem, "window_forward")
     for run in problem.runs():
         available = {**problem.arguments, **results, **tiles, **run}
         yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
+
+
+def _over_keys(problem: Problem, kernel: str) -> tuple[Config, Arguments]:
+    """The configuration of a kernel whose queries walk over the window's keys, and the tiles that it loads of these."""
+    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
+    config = problem.config(kernel, descriptors=by_descriptors)
+    return config, problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
 
 
 def _rows_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
@@ -208,9 +213,7 @@ def _window_backward_steps(
 
 
 def _query_steps(problem: Problem, prepared: Arguments, grad: Tensor) -> Iterator[Step]:
-    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
-    config = problem.config("window_grad_query", descriptors=by_descriptors)
-    tiles = problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
+    config, tiles = _over_keys(problem, "window_grad_query")
     results = {**tensor_arguments("grad_query", grad), "grad_scale": problem.scale * problem.arguments["rescale"]}
     for run in problem.runs():
         available = {**problem.arguments, **prepared, **results, **tiles, **run}

@@ -54,7 +54,7 @@ KERNELS = (
 HEAD_DIMS = (64, 128, 256)
 # Triton 3.6 emits no fence.proxy.async between cp.async and the products of wgmma and its successor, which read by way of that
 # proxy: there, tiles that pointers load are not pipelined. (3.7 forgets it in some loops on sm_100: the table knows which.)
-_IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+IS_3_6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
 class NotServedError(NotImplementedError):
@@ -110,6 +110,11 @@ class Key(NamedTuple):
     head_dim: int
     dropout: bool
     checks: bool
+
+
+def how_loaded(kernel: str, *, descriptors: bool) -> str:
+    """``Key.loads`` of a kernel in a problem where descriptors serve the kernels of windows, or do not."""
+    return "descriptors" if descriptors and kernel in WINDOW_KERNELS else "pointers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +176,7 @@ def _row_of(line: dict[str, str]) -> Row:
 def configurations() -> dict[Key, Row]:
     """The shipped table, over it what Triton 3.6 needs, and over these the table that the environment variable names."""
     rows = read_rows(SHIPPED)
-    if _IS_3_6:
+    if IS_3_6:
         rows += read_rows(SHIPPED_FOR_3_6)
     tuned = os.environ.get(TUNED_VARIABLE)
     if tuned:
@@ -206,7 +211,7 @@ class Target:
         """
         config = self.trial.get(kernel) or self._known(kernel, head_dim, precision, dropout, checks, descriptors)
         pipelined_by_pointers = kernel in KERNELS and not (descriptors and kernel in WINDOW_KERNELS)
-        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and _IS_3_6:
+        if self.architecture in _COPY_ENGINE and pipelined_by_pointers and IS_3_6:
             return _not_pipelined(config)
         return config
 
@@ -219,7 +224,7 @@ class Target:
             # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
             return Config(16, 64 if dropout else 16)
         width = next(width for width in HEAD_DIMS if head_dim <= width)
-        loads = "descriptors" if descriptors and kernel in WINDOW_KERNELS else "pointers"
+        loads = how_loaded(kernel, descriptors=descriptors)
         rows = configurations()
         # A row of its own comes first: `bench tune` finds some for architectures that others stand in for.
         row = next(

@@ -153,7 +153,7 @@ def with_triton(monkeypatch):
     """A function that makes the tables those of Triton 3.6, or of a newer one."""
 
     def use(*, is_3_6: bool):
-        monkeypatch.setattr(tuning, "_IS_3_6", is_3_6)
+        monkeypatch.setattr(tuning, "IS_3_6", is_3_6)
         configurations.cache_clear()
 
     yield use
