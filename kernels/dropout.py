@@ -16,6 +16,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.states import ceil_div
 from longformer_triton.kernels.workspace import Workspace
 
 _WORD = 0xFFFFFFFF
@@ -75,7 +76,7 @@ class Dropout:
             (heads, queries, last_key - first_key).
         """
         workspace = workspace or Workspace()
-        first_block, last_block = first_key // _BLOCK, -(-last_key // _BLOCK)
+        first_block, last_block = first_key // _BLOCK, ceil_div(last_key, _BLOCK)
         blocks = torch.arange(first_block, last_block, device=query.device)
         call = 4 * blocks + torch.arange(4, device=query.device)[:, None, None, None]
         heads, queries = stream.shape[0], query.shape[0]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels import checks, compaction
+from longformer_triton.kernels.states import ceil_div
 
 _PICTURE_TOKENS = 64
 
@@ -254,7 +255,7 @@ class AttentionPattern:
         """(batch, seq_len): the number of marked keys inside each query's window, by prefix sums over residue classes."""
         left, right = self.band
         dilation = min(dilation, self.seq_len)  # farther apart, each token is alone too
-        steps = -(-self.seq_len // dilation)
+        steps = ceil_div(self.seq_len, dilation)
         padded = torch.nn.functional.pad(marked.long(), (0, steps * dilation - self.seq_len))
         prefix = torch.nn.functional.pad(padded.view(self.batch, steps, dilation).cumsum(1), (0, 0, 1, 0))
         step = torch.arange(steps, device=self.device)
