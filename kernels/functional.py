@@ -97,7 +97,7 @@ def sliding_window_attention(
     if chosen == "reference":
         out, lse = reference.attention(query, key, value, pattern, factor, dropout)
     else:
-        out, lse = ops.attention(query, key, value, None, None, None, *_arguments(pattern, factor, dropout, chosen))
+        out, lse = ops.call(ops.attention, query, key, value, None, None, None, *_arguments(pattern, factor, dropout, chosen))
     return (out, lse) if return_lse else out
 
 
@@ -148,7 +148,7 @@ def longformer_attention(
     if chosen == "reference":
         out, lse = reference.longformer_attention(inputs, pattern, factor, dropout)
     else:
-        out, lse = ops.attention(*inputs, *_arguments(pattern, factor, dropout, chosen))
+        out, lse = ops.call(ops.attention, *inputs, *_arguments(pattern, factor, dropout, chosen))
     return (out, lse) if return_lse else out
 
 
@@ -203,7 +203,7 @@ def absorbed_global_attention(
     else:
         absorbed = torch.einsum("bhgd,hde->bhge", rows, key_weight)
         states = hidden_states[:, None]
-        context, _, kept = ops.global_rows(absorbed, states, states, *_arguments(pattern, factor, dropout, chosen))
+        context, _, kept = ops.call(ops.global_rows, absorbed, states, states, *_arguments(pattern, factor, dropout, chosen))
         context = torch.einsum("bhge,hde->bhgd", context, value_weight)
     if value_bias is not None:
         context = context + kept[..., None].to(context.dtype) * value_bias.view(heads, 1, head_dim)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels import checks
 from longformer_triton.kernels.backends import AUTOMATIC, BOTH_WAYS
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
@@ -285,9 +286,37 @@ def _make_autograd(num_inputs: int, backward_op: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
+def _function_of(operator: Any, setup_context: Any, backward: Any) -> type[torch.autograd.Function]:
+    """An operator and its gradients without a dispatcher between them."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+            output = operator(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+    Function.backward = staticmethod(backward)
+    return Function
+
+
+# By operator, what calls it in eager mode where gradients are wanted.
+_functions: dict[Any, type[torch.autograd.Function]] = {}
+
 for _operator, _count, _backward_operator in (
     (attention, _NUM_INPUTS, attention_backward),
     (global_rows, _NUM_ROWS, global_rows_backward),
 ):
     _setup, _backward = _make_autograd(_count, _backward_operator)
     _operator.register_autograd(_backward, setup_context=_setup)
+    _functions[_operator] = _function_of(_operator, _setup, _backward)
+
+
+def call(operator: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """``attention`` or ``global_rows``, differentiable.
+
+    What ``register_autograd`` makes of an operator looks up the default of each of its twenty arguments, in a list of as many
+    that is made anew each time: 130 us of a call, as long as a few kernels take. Only where a graph is made is that needed.
+    """
+    wants_gradients = torch.is_grad_enabled() and not checks.is_tracing()
+    return (_functions[operator].apply if wants_gradients else operator)(*arguments)

@@ -16,14 +16,13 @@ from longformer_triton.kernels.triton_impl.tuning import Target
 
 def fits_descriptor(states: Tensor) -> bool:
     """Whether the copy engine can address a tensor: aligned to 16 bytes, rows contiguous, no axis repeated by a stride of 0."""
-    size = states.element_size()
-    strides = [stride for stride, length in zip(states.stride()[:-1], states.shape[:-1], strict=True) if length > 1]
-    return (
-        states.stride(-1) == 1
-        and states.data_ptr() % 16 == 0
-        and all(stride > 0 and stride * size % 16 == 0 for stride in strides)
-        and states.shape[-1] * size >= 16
-    )
+    size, shape, strides = states.element_size(), states.shape, states.stride()
+    if strides[-1] != 1 or shape[-1] * size < 16 or states.data_ptr() % 16:
+        return False
+    for length, stride in zip(shape[:-1], strides[:-1], strict=True):
+        if length > 1 and (stride <= 0 or stride * size % 16):
+            return False
+    return True
 
 
 def fitting_copy(states: Tensor) -> Tensor:

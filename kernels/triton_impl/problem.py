@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -27,10 +28,14 @@ _LARGEST_BLOCK = 512
 _SCALES = (1e-20, 1e8)
 
 
+@functools.lru_cache
+def _argument_names(name: str, dim: int) -> tuple[str, ...]:
+    return (f"{name}_ptr", *(f"{name}_stride_{axis}" for axis in "bhnd"[:dim]))
+
+
 def tensor_arguments(name: str, states: Tensor) -> dict[str, Any]:
     """A tensor (batch, heads, tokens[, channels]) as pointer and strides."""
-    strides = {f"{name}_stride_{axis}": stride for axis, stride in zip("bhnd", states.stride(), strict=False)}
-    return {f"{name}_ptr": states, **strides}
+    return dict(zip(_argument_names(name, states.dim()), (states, *states.stride()), strict=True))
 
 
 def _why_too_far(pattern: AttentionPattern) -> str | None:

@@ -29,20 +29,17 @@ def _parameters(kernel: Any) -> tuple[tuple[bool, bool], ...]:
     return tuple((parameter.is_constexpr, not parameter.do_not_specialize) for parameter in kernel.params)
 
 
-def _kind(value: Any, parameter: tuple[bool, bool]) -> Hashable:
-    """What Triton's choice of a program sees of an argument, or more.
+def _kind(value: Any, is_specialised: bool) -> Hashable:
+    """What Triton's choice of a program sees of an argument that is no constant, or more.
 
     Of pointers their type and whether they are aligned to 16 bytes; of whole numbers their width and, where they are
-    specialised, whether they are 1 or multiples of 16; of numbers that are no whole ones, nothing. Constants are themselves.
+    specialised, whether they are 1 or multiples of 16; of numbers that are no whole ones, nothing.
     """
-    is_constant, is_specialised = parameter
-    if is_constant:
-        return value
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0
     if type(value) is int:
         is_wide = not -(2**31) <= value < 2**31
         return (is_wide, value == 1, value % 16 == 0) if is_specialised else is_wide
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, TensorDescriptor):
         return value.base.dtype, *value.block_shape
     return float if type(value) is float else value
@@ -66,7 +63,10 @@ class Launch:
     @property
     def program_key(self) -> Hashable:
         """Equal for two launches only if one program of Triton's serves both, on one device."""
-        kinds = map(_kind, self.arguments.values(), _parameters(self.kernel))
+        kinds = [
+            value if is_constant else _kind(value, is_specialised)
+            for value, (is_constant, is_specialised) in zip(self.arguments.values(), _parameters(self.kernel), strict=True)
+        ]
         return (self.kernel, self.config, *kinds)
 
     def run(self) -> None:

@@ -184,6 +184,40 @@ def configurations() -> dict[Key, Row]:
     return {row.key: row for row in rows}
 
 
+# Every call of attention asks for each of its kernels, twice.
+@functools.cache
+def _known(
+    architecture: str, kernel: str, head_dim: int, precision: str, dropout: bool, checks: bool, descriptors: bool
+) -> Config:
+    """What the table says."""
+    if kernel in FIXED:
+        return FIXED[kernel]
+    assert kernel in KERNELS, kernel
+    if architecture == INTERPRETER:
+        # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
+        return Config(16, 64 if dropout else 16)
+    width = next(width for width in HEAD_DIMS if head_dim <= width)
+    loads = how_loaded(kernel, descriptors=descriptors)
+    rows = configurations()
+    # A row of its own comes first: `bench tune` finds some for architectures that others stand in for.
+    row = next(
+        (
+            rows[key]
+            for name in (architecture, STANDS_IN.get(architecture, architecture))
+            for known in (checks, True)
+            if (key := Key(name, precision, kernel, loads, width, dropout, known)) in rows
+        ),
+        None,
+    )
+    if row is None:
+        with_dropout = " with dropout" if dropout else ""
+        raise NotServedError(
+            f"for head_dim {head_dim}, {precision} products{with_dropout}, on {architecture}, no configuration of the "
+            f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some)"
+        )
+    return row.config
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """What the kernels are launched on: an architecture, whether its copy engine is used, and configurations under trial."""
@@ -209,40 +243,11 @@ class Target:
         Raises:
             NotServedError: the table has no line for the problem; the message says for which.
         """
-        config = self.trial.get(kernel) or self._known(kernel, head_dim, precision, dropout, checks, descriptors)
+        config = self.trial.get(kernel) or _known(self.architecture, kernel, head_dim, precision, dropout, checks, descriptors)
         pipelined_by_pointers = kernel in KERNELS and not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture in _COPY_ENGINE and pipelined_by_pointers and IS_3_6:
             return _not_pipelined(config)
         return config
-
-    def _known(self, kernel: str, head_dim: int, precision: str, dropout: bool, checks: bool, descriptors: bool) -> Config:
-        """What the table says."""
-        if kernel in FIXED:
-            return FIXED[kernel]
-        assert kernel in KERNELS, kernel
-        if self.architecture == INTERPRETER:
-            # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
-            return Config(16, 64 if dropout else 16)
-        width = next(width for width in HEAD_DIMS if head_dim <= width)
-        loads = how_loaded(kernel, descriptors=descriptors)
-        rows = configurations()
-        # A row of its own comes first: `bench tune` finds some for architectures that others stand in for.
-        row = next(
-            (
-                rows[key]
-                for name in (self.architecture, STANDS_IN.get(self.architecture, self.architecture))
-                for known in (checks, True)
-                if (key := Key(name, precision, kernel, loads, width, dropout, known)) in rows
-            ),
-            None,
-        )
-        if row is None:
-            with_dropout = " with dropout" if dropout else ""
-            raise NotServedError(
-                f"for head_dim {head_dim}, {precision} products{with_dropout}, on {self.architecture}, no configuration of the "
-                f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some)"
-            )
-        return row.config
 
     def precision_of(self, dtype: torch.dtype) -> str:
         """half, tf32 or ieee: the kind of matrix products.

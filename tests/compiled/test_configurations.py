@@ -149,15 +149,26 @@ def test_a_damaged_table_is_refused(tmp_path, text, message):
 
 
 @pytest.fixture
-def with_triton(monkeypatch):
+def read_again():
+    """A function that makes the next call read the tables again, as a new process would."""
+
+    def forget():
+        configurations.cache_clear()
+        tuning._known.cache_clear()
+
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def with_triton(monkeypatch, read_again):
     """A function that makes the tables those of Triton 3.6, or of a newer one."""
 
     def use(*, is_3_6: bool):
         monkeypatch.setattr(tuning, "IS_3_6", is_3_6)
-        configurations.cache_clear()
+        read_again()
 
-    yield use
-    configurations.cache_clear()
+    return use
 
 
 def test_triton_3_6_has_lines_of_its_own(with_triton):
@@ -259,8 +270,9 @@ def test_rows_alone_need_no_configuration(on_architecture):
 
 
 @pytest.mark.parametrize("wanted", range(6), ids=["query", "key", "value", "query_global", "key_global", "value_global"])
-def test_asked_for_by_name_a_missing_backward_is_refused_before_the_forward_runs(wanted, on_machine, monkeypatch):
+def test_asked_for_by_name_a_missing_backward_is_refused_before_the_forward_runs(wanted, on_machine, monkeypatch, read_again):
     on_machine("sm_86")
+    read_again()
     # Forward alone: what a table looks like that `bench tune --kernel window_forward` has begun.
     rows = {key: row for key, row in configurations().items() if "grad" not in key.kernel}
     monkeypatch.setattr(tuning, "configurations", lambda: rows)
@@ -294,7 +306,7 @@ def test_stand_ins_are_in_the_table():
 
 
 @pytest.mark.parametrize(("shipped", "architecture"), [("sm_90", "sm_90"), ("sm_86", "sm_80"), ("sm_86", "sm_89")])
-def test_a_tuned_table_comes_first(shipped, architecture, tmp_path, monkeypatch):
+def test_a_tuned_table_comes_first(shipped, architecture, tmp_path, monkeypatch, read_again):
     """Also for an architecture that another one's rows stand in for."""
     row = next(row for row in ROWS if row.key.architecture == shipped and row.key.kernel == "window_forward")
     key = row.key._replace(architecture=architecture)
@@ -302,12 +314,8 @@ def test_a_tuned_table_comes_first(shipped, architecture, tmp_path, monkeypatch)
     file = tmp_path / "tuned.csv"
     file.write_text(",".join(COLUMNS) + "\n" + tuned.as_text() + "\n")
     monkeypatch.setenv("LONGFORMER_TRITON_CONFIGURATIONS", str(file))
-    configurations.cache_clear()
-    try:
-        config = Target.named(architecture).config(
-            key.kernel, key.head_dim, key.precision, dropout=key.dropout, checks=key.checks, descriptors=shipped == "sm_90"
-        )
-    finally:
-        monkeypatch.undo()
-        configurations.cache_clear()
+    read_again()
+    config = Target.named(architecture).config(
+        key.kernel, key.head_dim, key.precision, dropout=key.dropout, checks=key.checks, descriptors=shipped == "sm_90"
+    )
     assert config.num_stages == 5

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from attention_cases import OPTION_CASES, Case, each
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from longformer_triton.kernels import (
     AttentionPattern,
@@ -53,6 +53,20 @@ def test_attention_keeps_its_contract(case):
 def test_global_rows_keep_their_contract(case):
     arguments = op_arguments(Case(**{**vars(case), "seq_len": 9}))
     torch.library.opcheck(ops.global_rows, arguments[3:])
+
+
+@each({name: OPTION_CASES[name] for name in ("grouped_heads", "global_rows", "dropout")})
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_the_shorter_way_of_eager_mode_gives_the_gradients_of_the_registered_one(case, wanted):
+    """Compiled graphs take the one that is registered, eager calls the other."""
+    gradients = []
+    for attention in (ops.attention, functools.partial(ops.call, ops.attention)):
+        arguments = op_arguments(case)
+        arguments[wanted].requires_grad_()
+        out, lse = attention(*arguments)
+        finite = torch.where(lse.isfinite(), lse, 0)
+        gradients.append(torch.autograd.grad(out.square().sum() + finite.sum(), arguments[wanted])[0])
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("max_globals", [None, 3])
@@ -210,6 +224,26 @@ def test_checkpointing_of_global_rows_gives_the_same_gradients():
     for one, two in zip(
         grads_of(lambda *states: checkpoint(layer, *states, use_reentrant=False), inputs), grads_of(layer, inputs), strict=True
     ):
+        assert torch.equal(one, two)
+
+
+def test_selective_checkpointing_keeps_attention_and_computes_the_rest_again():
+    """A policy names the operator, which has to be seen in eager mode too."""
+    attention = torch.ops.longformer_triton.attention.default
+    decided = []
+
+    def policy(_, operator, *args, **options):
+        decided.append(operator)
+        return CheckpointPolicy.MUST_SAVE if operator is attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def layer(query, key, value):
+        return sliding_window_attention(query.sin(), key, value, window=3, dropout_p=0.1)
+
+    inputs = Case(seq_len=50).inputs(torch.float32)
+    context = functools.partial(create_selective_checkpoint_contexts, policy)
+    again = grads_of(lambda *states: checkpoint(layer, *states, use_reentrant=False, context_fn=context), inputs)
+    assert attention in decided
+    for one, two in zip(again, grads_of(layer, inputs), strict=True):
         assert torch.equal(one, two)
 
 
