@@ -12,7 +12,7 @@ from longformer_triton.cli_common import fail, numbers
 _ARCHITECTURES = "sm_80, sm_86, sm_87, sm_89, sm_90, sm_100, sm_103, sm_120, sm_121, gfx942 or gfx950; several with commas."
 
 
-def _variant(head_dim: int, dtype: str, checks: bool = False, dropout: bool = False, dilation: int = 1) -> Any:
+def _variant(head_dim: int, dtype: str, masks: bool = False, dropout: bool = False, dilation: int = 1) -> Any:
     import torch
 
     from longformer_triton.bench.compiled import Variant
@@ -20,7 +20,7 @@ def _variant(head_dim: int, dtype: str, checks: bool = False, dropout: bool = Fa
     types = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
     if dtype not in types:
         raise typer.BadParameter(f"got {dtype!r}, expected one of {', '.join(types)}", param_hint="--dtype")
-    return Variant(head_dim, types[dtype], dtype == "tf32", checks, dropout, dilation)
+    return Variant(head_dim, types[dtype], dtype == "tf32", masks, dropout, dilation)
 
 
 def _architectures(text: str) -> list[str]:
@@ -37,7 +37,7 @@ def inspect(
     architecture: Annotated[str, typer.Option(help=_ARCHITECTURES)] = "sm_90",
     head_dim: Annotated[int, typer.Option(min=16, max=256)] = 64,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or tf32.")] = "float16",
-    checks: Annotated[bool, typer.Option("--checks", help="With padding and global tokens.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="With padding and global tokens.")] = False,
     dropout: Annotated[bool, typer.Option("--dropout")] = False,
     dilation: Annotated[int, typer.Option(min=1, help="More than 1: tiles are loaded by pointers.")] = 1,
 ) -> None:
@@ -49,7 +49,7 @@ def inspect(
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, WIDTH))
-    variant = _variant(head_dim, dtype, checks, dropout, dilation)
+    variant = _variant(head_dim, dtype, masks, dropout, dilation)
     for name in _architectures(architecture):
         try:
             with console.status(f"compiling for {name}"):
@@ -74,7 +74,7 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Find launch configurations: the fastest on the GPU here, or for another architecture the first that compiles well."""
+    """Find launch configurations: the fastest on the GPU here, for others those with the best bound by issue rates."""
     import torch
 
     from longformer_triton.bench import tune as tuner
@@ -108,7 +108,7 @@ def gpu(
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder; by default results/ and the GPU's name.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; what is left over runs in the next call.", min=1)] = None,
 ) -> None:
-    """On a GPU: check the kernels, then sweep against every peer; a rerun goes on where the last one stopped."""
+    """On a GPU: check kernels, sweep against every peer, measure models, tune; a rerun goes on where the last stopped."""
     from rich.console import Console
 
     from longformer_triton.bench.gpu import default_folder, run_gpu

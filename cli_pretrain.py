@@ -48,7 +48,7 @@ def pretrain(
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; the default is --save-every.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps from checkpoint to checkpoint.")] = 500,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints that stay.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of rows, hidden words and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of rows, masked tokens and dropout.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Cut the texts into tokens and stop; for large corpora, before a launch.")

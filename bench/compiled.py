@@ -30,8 +30,8 @@ from longformer_triton.bench.assembly import MIX, clean_loop, kinds
 from longformer_triton.bench.kernel_checks import float32_products
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States
 from longformer_triton.kernels.triton_impl.launch import backward_steps, forward_steps
 from longformer_triton.kernels.triton_impl.problem import BackwardInputs
 from longformer_triton.kernels.triton_impl.steps import Launch
@@ -51,12 +51,12 @@ PRODUCTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One problem whose kernels are compiled; ``checks``: padding and global tokens, with rows of their own."""
+    """One problem whose kernels are compiled; ``masks``: padding and global tokens, with rows of their own."""
 
     head_dim: int = 64
     dtype: torch.dtype = torch.float16
     tf32: bool = False
-    checks: bool = False
+    masks: bool = False
     dropout: bool = False
     dilation: int = 1
 
@@ -75,16 +75,14 @@ def shipped_problems() -> Iterator[tuple[str, Variant]]:
     precisions = ((torch.float16, False), (torch.float32, True), (torch.float32, False))
     for architecture, (dtype, tf32), head_dim in itertools.product(TESTED, precisions, HEAD_DIMS):
         target = Target.named(architecture)
-        for dropout, checks, dilation in itertools.product(
-            (False, True), (False, True), (1, 3) if target.descriptors else (1,)
-        ):
-            variant = Variant(head_dim, dtype, tf32, checks, dropout, dilation)
+        for dropout, masks, dilation in itertools.product((False, True), (False, True), (1, 3) if target.descriptors else (1,)):
+            variant = Variant(head_dim, dtype, tf32, masks, dropout, dilation)
             refusal = target.missing(
                 head_dim,
                 variant.precision,
                 dropout=dropout,
-                padding=checks,
-                has_globals=checks,
+                padding=masks,
+                has_globals=masks,
                 descriptors=variant.uses_descriptors(target),
             )
             if refusal is None:
@@ -134,29 +132,29 @@ def launches_of(
     def states(tokens: int) -> torch.Tensor:
         return torch.randn(1, heads, tokens, variant.head_dim, dtype=variant.dtype, device=device)
 
-    mask = torch.ones(1, seq_len, dtype=torch.bool, device=device) if variant.checks else None
-    marks = torch.arange(seq_len, device=device)[None] < num_globals if variant.checks else None
+    mask = torch.ones(1, seq_len, dtype=torch.bool, device=device) if variant.masks else None
+    marks = torch.arange(seq_len, device=device)[None] < num_globals if variant.masks else None
     pattern = AttentionPattern.from_masks(
         mask, marks, shape=(1, seq_len), device=device, window=min(256, seq_len // 4), dilation=variant.dilation
     )
-    window = (states(seq_len), states(seq_len), states(seq_len))
-    rows = (states(num_globals), states(seq_len), states(seq_len)) if variant.checks else None
+    local_qkv = (states(seq_len), states(seq_len), states(seq_len))
+    global_qkv = (states(num_globals), states(seq_len), states(seq_len)) if variant.masks else None
     with float32_products(tf32=variant.tf32):
-        return launches_over(window, rows, pattern, target, dropout=variant.dropout)
+        return launches_over(local_qkv, global_qkv, pattern, target, dropout=variant.dropout)
 
 
 def launches_over(
-    window: States, rows: States | None, pattern: AttentionPattern, target: Target, *, dropout: bool, training: bool = True
+    local_qkv: QKV, global_qkv: QKV | None, pattern: AttentionPattern, target: Target, *, dropout: bool, training: bool = True
 ) -> list[Launch]:
     """Every launch of a forward pass and, with ``training``, of a backward pass for all gradients; none has run."""
-    query = window[0]
+    query = local_qkv[0]
     drops = Dropout(torch.tensor(1, device=query.device), 26) if dropout else None
     out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=accumulation_dtype(query.dtype))
-    steps = [forward_steps(window, rows, pattern, 0.125, drops, out, lse, target)]
+    steps = [forward_steps(local_qkv, global_qkv, pattern, 0.125, drops, out, lse, target)]
     if training:
-        grads = [torch.zeros_like(tensor) for tensor in (*window, *(rows or ()))]
+        grads = [torch.zeros_like(tensor) for tensor in (*local_qkv, *(global_qkv or ()))]
         given = BackwardInputs(torch.randn_like(query), None, out, lse)
-        steps.append(backward_steps(given, window, rows, pattern, 0.125, drops, [True] * 6, grads, target))
+        steps.append(backward_steps(given, local_qkv, global_qkv, pattern, 0.125, drops, [True] * 6, grads, target))
     return [step for step in itertools.chain(*steps) if isinstance(step, Launch)]
 
 

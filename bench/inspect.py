@@ -55,7 +55,7 @@ def title_of(variant: Variant, architecture: str) -> str:
     return (
         f"{architecture}, head_dim {variant.head_dim}, {str(variant.dtype).removeprefix('torch.')}"
         + (" (tf32)" if variant.tf32 else "")
-        + (", padding and globals" if variant.checks else "")
+        + (", padding and globals" if variant.masks else "")
         + (", dropout" if variant.dropout else "")
         + (", dilated" if variant.dilation > 1 else "")
     )

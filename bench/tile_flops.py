@@ -15,7 +15,7 @@ import collections
 
 from longformer_triton.bench.cases import TRAINING, Inputs
 from longformer_triton.bench.compiled import PRODUCTS, launches_over
-from longformer_triton.kernels.states import States, ceil_div
+from longformer_triton.kernels.layout import QKV, ceil_div
 from longformer_triton.kernels.triton_impl.primitives import tile_phases_of
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import Target
@@ -28,14 +28,19 @@ def tile_flops(inputs: Inputs, target: Target) -> int | None:
         return None
     # Without data: what is counted does not depend on it, and a cell may have left no memory for a second set of results.
     query, key, value = (inputs.heads_of(name).detach().to("meta") for name in ("query", "key", "value"))
-    rows: States | None = None
+    global_qkv: QKV | None = None
     if case.has_global_rows:
         query_global, key_global, value_global = (
             inputs.heads_of(f"{name}_global").detach() for name in ("query", "key", "value")
         )
-        rows = pattern.gather_global(query_global).to("meta"), key_global.to("meta"), value_global.to("meta")
+        global_qkv = pattern.gather_global(query_global).to("meta"), key_global.to("meta"), value_global.to("meta")
     launches = launches_over(
-        (query, key, value), rows, pattern.to("meta"), target, dropout=case.dropout > 0, training=case.direction == TRAINING
+        (query, key, value),
+        global_qkv,
+        pattern.to("meta"),
+        target,
+        dropout=case.dropout > 0,
+        training=case.direction == TRAINING,
     )
     return sum(_launch_flops(launch, case.real_len) for launch in launches)
 

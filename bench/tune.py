@@ -27,7 +27,7 @@ from longformer_triton.kernels.triton_impl.tuning import (
     WINDOW_KERNELS,
     Config,
     Key,
-    Row,
+    TableRow,
     Target,
     how_loaded,
 )
@@ -144,12 +144,12 @@ def fault_of(kernel: str, variant: Variant, architecture: str, config: Config) -
 def _key_of(kernel: str, architecture: str, variant: Variant) -> Key:
     """What the table finds a configuration for ``variant`` by."""
     loads = how_loaded(kernel, descriptors=variant.uses_descriptors(Target.named(architecture)))
-    return Key(architecture, variant.precision, kernel, loads, variant.head_dim, variant.dropout, variant.checks)
+    return Key(architecture, variant.precision, kernel, loads, variant.head_dim, variant.dropout, variant.masks)
 
 
-def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled, reason: str) -> Row:
+def _row_of(kernel: str, architecture: str, variant: Variant, compiled: Compiled, reason: str) -> TableRow:
     key = _key_of(kernel, architecture, variant)
-    return Row(key, compiled.config, compiled.registers, compiled.shared_bytes, reason)
+    return TableRow(key, compiled.config, compiled.registers, compiled.shared_bytes, reason)
 
 
 # Head dimensions that a row serves besides its own: narrower ones with room for padding, or with none.
@@ -162,9 +162,9 @@ def problems_served(kernel: str, variant: Variant, *, narrower: bool = False) ->
     With ``narrower``, heads that are padded to the same number of channels, or to fewer.
     """
     head_dims = (variant.head_dim, *_NARROWER[variant.head_dim]) if narrower else (variant.head_dim,)
-    checks = (True, False) if variant.checks and kernel in WINDOW_KERNELS else (variant.checks,)
-    for head_dim, with_checks in itertools.product(head_dims, checks):
-        yield dataclasses.replace(variant, head_dim=head_dim, checks=with_checks)
+    masks = (True, False) if variant.masks and kernel in WINDOW_KERNELS else (variant.masks,)
+    for head_dim, with_masks in itertools.product(head_dims, masks):
+        yield dataclasses.replace(variant, head_dim=head_dim, masks=with_masks)
 
 
 def _unfit_for(kernel: str, variant: Variant, architecture: str, config: Config, *, narrower: bool) -> str | None:
@@ -172,13 +172,13 @@ def _unfit_for(kernel: str, variant: Variant, architecture: str, config: Config,
     for problem in problems_served(kernel, variant, narrower=narrower):
         if compiles(kernel, problem, architecture, config) is None:
             return f"does not compile well for head_dim {problem.head_dim}" + (
-                "" if problem.checks else " without padding and globals"
+                "" if problem.masks else " without padding and globals"
             )
     faults = (fault_of(kernel, problem, architecture, config) for problem in problems_served(kernel, variant))
     return next(filter(None, faults), None)
 
 
-def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: Callable[[str], None]) -> Row | None:
+def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: Callable[[str], None]) -> TableRow | None:
     """The table's row for one kernel and problem, without a GPU.
 
     Of the candidates that compile well here, those whose instructions allow the largest share of the peak rate of products, or
@@ -208,7 +208,7 @@ def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: C
     return None
 
 
-def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: Callable[[str], None]) -> Row | None:
+def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: Callable[[str], None]) -> TableRow | None:
     """The table's row for one kernel and problem by the median time of one launch over 16k tokens and 12 heads.
 
     Of those whose results are right: close to those of a small tile, and bit for bit those of the same tile when its copies
@@ -263,7 +263,7 @@ def _is_close(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(torch.equal(got.isfinite(), finite) and worst <= _TOLERANCE * expected[finite].abs().amax())
 
 
-def save(rows: Iterable[Row], path: pathlib.Path) -> None:
+def save(rows: Iterable[TableRow], path: pathlib.Path) -> None:
     """Append rows to a table that ``LONGFORMER_TRITON_CONFIGURATIONS`` may name; each is on disk before the next is sought."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -280,17 +280,17 @@ def table(
     say: Callable[[str], None],
     kernels: Sequence[str] = (),
     *,
-    known: Iterable[Row] = (),
+    known: Iterable[TableRow] = (),
     dilation: int = 1,
     device: str | None = None,
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Every row of an architecture and precision that is not ``known``, by measuring on ``device`` or else by compiling."""
     found = {row.key for row in known}
     dtype = torch.float16 if precision == "half" else torch.float32
     for kernel in kernels or KERNELS:
-        checks_too = (False, True) if kernel in WINDOW_KERNELS else (True,)
-        for head_dim, dropout, checks in itertools.product(head_dims, (False, True), checks_too):
-            variant = Variant(head_dim, dtype, precision == "tf32", checks, dropout, dilation)
+        masks_too = (False, True) if kernel in WINDOW_KERNELS else (True,)
+        for head_dim, dropout, masks in itertools.product(head_dims, (False, True), masks_too):
+            variant = Variant(head_dim, dtype, precision == "tf32", masks, dropout, dilation)
             if _key_of(kernel, architecture, variant) in found:
                 continue
             if device is None:

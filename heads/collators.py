@@ -1,4 +1,4 @@
-"""From rows of a data set to batches for training: padding, hidden words and global tokens.
+"""From rows of a data set to batches for training: padding, masked tokens and global tokens.
 
 A collator is what ``torch.utils.data.DataLoader(collate_fn=...)`` and transformers' ``Trainer(data_collator=...)`` call. Both
 here take rows as :class:`LongformerTokenizer` returns them, and tokenizers of transformers do as well.
@@ -34,37 +34,37 @@ _LABELLED_TOKENS = ("token-classification", "fill-mask")
 _MASK_SHARE, _ANY_SHARE = 0.8, 0.1
 
 
-def hide_tokens(
+def mask_tokens(
     input_ids: Tensor,
-    can_be_hidden: Tensor,
+    maskable: Tensor,
     *,
     mask_token_id: int,
     words: Tensor,
     probability: float = 0.15,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose tokens to predict, and hide most of them (arXiv 1810.04805, section 3.1), drawn anew each time as RoBERTa does.
+    """Choose tokens to predict, and mask most of them (arXiv 1810.04805, section 3.1), drawn anew each time as RoBERTa does.
 
     Of the chosen, 80 % become ``<mask>``, 10 % any of ``words``, and 10 % stay what they are.
 
     Args:
         input_ids: int64, any shape; not changed.
-        can_be_hidden: bool of the same shape; False for special tokens and padding.
+        maskable: bool of the same shape; False for special tokens and padding.
         mask_token_id: of ``<mask>``.
         words: (count,) ids that chosen tokens may become.
         probability: with which each token is chosen.
         generator: of the random numbers, on the device of ``input_ids``; None is torch's own.
 
     Returns:
-        (input_ids with hidden tokens, labels: the ids that were there, -100 where nothing is to be predicted).
+        (input_ids with masked tokens, labels: the ids that were there, -100 where nothing is to be predicted).
     """
     chance = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
     fate = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
     others = words[torch.randint(len(words), input_ids.shape, generator=generator, device=input_ids.device)]
-    chosen = (chance < probability) & can_be_hidden
-    hidden = torch.where(chosen & (fate < _MASK_SHARE), mask_token_id, input_ids)
-    hidden = torch.where(chosen & (fate >= _MASK_SHARE) & (fate < _MASK_SHARE + _ANY_SHARE), others, hidden)
-    return hidden, torch.where(chosen, input_ids, IGNORED)
+    chosen = (chance < probability) & maskable
+    masked = torch.where(chosen & (fate < _MASK_SHARE), mask_token_id, input_ids)
+    masked = torch.where(chosen & (fate >= _MASK_SHARE) & (fate < _MASK_SHARE + _ANY_SHARE), others, masked)
+    return masked, torch.where(chosen, input_ids, IGNORED)
 
 
 def ordinary_words(tokenizer: Any) -> Tensor:
@@ -158,7 +158,7 @@ class GlobalAttentionCollator:
 
 
 class MaskedLanguageCollator:
-    """Pads rows, and hides tokens to be predicted: 15 % are chosen, of which 80 % become ``<mask>`` and 10 % any word.
+    """Pads rows, and masks tokens to be predicted: 15 % are chosen, of which 80 % become ``<mask>`` and 10 % any word.
 
     The distribution is that of transformers' ``DataCollatorForLanguageModeling``, but that random words are never special
     tokens, as in fairseq, which trained RoBERTa. Special tokens and padding are never chosen.
@@ -222,7 +222,7 @@ class MaskedLanguageCollator:
         special = batch.pop("special_tokens_mask", None)
         if special is None:
             special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
-        batch["input_ids"], batch["labels"] = hide_tokens(
+        batch["input_ids"], batch["labels"] = mask_tokens(
             batch["input_ids"],
             (special == 0) & (batch["attention_mask"] == 1),
             mask_token_id=self.tokenizer.mask_token_id,

@@ -20,10 +20,21 @@ sentences, are made from encoded texts: :mod:`longformer_triton.tokenization.glo
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from torch import Tensor
 
 from longformer_triton.kernels import checks
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def tell_nothing_is_global(where: str) -> None:
+    """Warn, once for each task, that without token ids nobody knows ``where`` its global tokens begin or end."""
+    _log.warning("global_attention_mask: none given, and inputs_embeds do not show where %s: nothing is global", where)
 
 
 def first_token(tokens: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from longformer_triton.heads.global_tokens import after_first_separators
+from longformer_triton.heads.global_tokens import after_first_separators, tell_nothing_is_global
 from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
@@ -87,6 +88,8 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         flat_global = _one_by_one(global_attention_mask)
         if flat_global is None and flat_ids is not None:
             flat_global = after_first_separators(flat_ids, self.config.sep_token_id, flat_mask)
+        elif flat_global is None and not torch.compiler.is_compiling():
+            tell_nothing_is_global("the choice begins")
         encoded = self.longformer(
             flat_ids,
             attention_mask=flat_mask,

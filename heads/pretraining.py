@@ -2,7 +2,7 @@
 
 Nothing is global, as in the paper, so the global projections learn nothing: they are frozen, which saves their optimiser state,
 and where they begin as copies of the local ones (a converted RoBERTa's), they end as copies too. The loss is the mean over all
-hidden tokens of a step, whichever process and batch they are in, and only they go through the language model's head.
+masked tokens of a step, whichever process and batch they are in, and only they go through the language model's head.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from longformer_triton.heads import packing
 from longformer_triton.heads import pretraining_files as files
 from longformer_triton.heads.masked_lm import LongformerForMaskedLM
-from longformer_triton.heads.pretraining_data import HiddenBatch, Hider, TrainingRows, ValidationRows, held_out
+from longformer_triton.heads.pretraining_data import MaskedBatch, TokenMasker, TrainingRows, ValidationRows, held_out
 from longformer_triton.heads.pretraining_options import CHECKPOINTS, TOKENS, VALIDATION_TOKENS, PretrainingOptions
 from longformer_triton.tokenization import LongformerTokenizer
 
@@ -34,15 +34,15 @@ _UNDECAYED = ("bias", "LayerNorm.weight", "layer_norm.weight")
 _COPY_OF = {"query_global": "query", "key_global": "key", "value_global": "value"}
 
 
-class HiddenTokenLoss(nn.Module):
-    """The sum of the losses of hidden tokens; the head sees those tokens alone, which are a seventh of all."""
+class MaskedTokenLoss(nn.Module):
+    """The sum of the losses of masked tokens; the head sees those tokens alone, which are a seventh of all."""
 
     def __init__(self, model: LongformerForMaskedLM) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, places: Tensor, targets: Tensor) -> Tensor:
-        """A number in float32 from the tensors of a :class:`HiddenBatch`."""
+        """A number in float32 from the tensors of a :class:`MaskedBatch`."""
         states = self.model.longformer(input_ids, attention_mask=attention_mask).last_hidden_state
         scores = self.model.lm_head(states.flatten(0, 1)[places])
         return cross_entropy(scores.float(), targets, reduction="sum")
@@ -132,13 +132,13 @@ def _texts(
         assert tokenizer.eos_token_id is not None
         return packing.PackedRows(stream, seq_len, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
-    hider = Hider(tokenizer, options.mask_probability, options.seed)
+    masker = TokenMasker(tokenizer, options.mask_probability, options.seed)
     rows = packed(options.files, TOKENS, "texts")
     if options.validation_files:
         others = packed(options.validation_files, VALIDATION_TOKENS, "held-out texts")
-        return TrainingRows(rows, torch.arange(len(rows)), hider), ValidationRows(others, torch.arange(len(others)), hider)
+        return TrainingRows(rows, torch.arange(len(rows)), masker), ValidationRows(others, torch.arange(len(others)), masker)
     learned, kept_back = held_out(len(rows), options.validation_share, options.seed)
-    return TrainingRows(rows, learned, hider), ValidationRows(rows, kept_back, hider) if len(kept_back) else None
+    return TrainingRows(rows, learned, masker), ValidationRows(rows, kept_back, masker) if len(kept_back) else None
 
 
 class _Run:
@@ -167,7 +167,7 @@ class _Run:
         optimizer = torch.optim.AdamW(
             self._groups(), lr=options.learning_rate, betas=_BETAS, eps=_EPSILON, weight_decay=options.weight_decay
         )
-        self.loss, self.optimizer = accelerator.prepare(HiddenTokenLoss(model), optimizer)
+        self.loss, self.optimizer = accelerator.prepare(MaskedTokenLoss(model), optimizer)
         self.start = self._resumed()
         for group in optimizer.param_groups:
             group["initial_lr"] = options.learning_rate
@@ -235,23 +235,23 @@ class _Run:
         options, accelerator = self.options, self.accelerator
         began = time.perf_counter()
         batches = self._batches(step)
-        # Sums over all processes: a mean of means would weigh tokens by how many others are hidden beside them.
+        # Sums over all processes: a mean of means would weigh tokens by how many others are masked beside them.
         counts = torch.tensor([sum(len(batch.targets) for batch in batches), sum(batch.tokens for batch in batches)])
-        hidden, tokens = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
+        masked, tokens = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches, start=1):
             waits = number < len(batches)
             with accelerator.no_sync(self.loss) if waits else contextlib.nullcontext():
                 loss = self.loss(**batch.to(accelerator.device))
                 # Gradients of several processes are averaged.
-                accelerator.backward(loss * (accelerator.num_processes / max(1, hidden)))
+                accelerator.backward(loss * (accelerator.num_processes / max(1, masked)))
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.loss.parameters(), options.max_grad_norm)
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        mean = float(accelerator.reduce(total, "sum")) / max(1, hidden)
+        mean = float(accelerator.reduce(total, "sum")) / max(1, masked)
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"loss: got {mean} at step {step}; what is saved is not touched. Lower the learning rate, raise warm_up, or "
@@ -269,7 +269,7 @@ class _Run:
             "tokens_per_second": round(tokens / seconds, 1),
         }
 
-    def _batches(self, step: int) -> list[HiddenBatch]:
+    def _batches(self, step: int) -> list[MaskedBatch]:
         """This process's share of the rows of a step."""
         size, processes = self.options.batch_size, self.accelerator.num_processes
         first = (step - 1) * size * processes * self.options.accumulation + self.accelerator.process_index * size
@@ -282,7 +282,7 @@ class _Run:
         return saves if every is None else step % every == 0 or step == self.options.max_steps
 
     def _evaluate(self, progress: Progress, step: int) -> tuple[float, float]:
-        """(nats, bits) for each hidden token of the held-out rows."""
+        """(nats, bits) for each masked token of the held-out rows."""
         assert self.validation is not None
         accelerator = self.accelerator
         sums = torch.zeros(2, dtype=torch.float64)
@@ -298,7 +298,7 @@ class _Run:
         total, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
         nats = total / max(1, count)
         bits = nats / math.log(2)
-        progress.console.print(f"step {step}: held-out text {nats:.4f} nats = {bits:.4f} bits a hidden token")
+        progress.console.print(f"step {step}: held-out text {nats:.4f} nats = {bits:.4f} bits a masked token")
         return nats, bits
 
     def _save(self) -> Path:

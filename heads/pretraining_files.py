@@ -6,11 +6,12 @@ import contextlib
 import csv
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from longformer_triton.model.atomic import flush
 
 _STEP = "step-"
 LOG, CURVE = "log.csv", "loss.png"
@@ -43,9 +44,9 @@ def save_checkpoint(accelerator: Any, folder: Path, step: int, keep: int) -> Non
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for path in (*draft.rglob("*"), draft):
-            _flush(path)
+            flush(path)
         draft.replace(final)
-        _flush(folder)
+        flush(folder)
         for old in sorted(folder.glob(f"{_STEP}*"))[:-keep]:
             # Half removed it would still have its name.
             doomed = folder / f".{old.name}.old"
@@ -70,16 +71,6 @@ def clean(folder: Path) -> None:
     """Remove what a process that died left of checkpoints."""
     for path in folder.glob(f".{_STEP}*"):
         shutil.rmtree(path)
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class TrainingLog:
@@ -116,7 +107,7 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 
 
 def draw_curve(folder: Path) -> Path | None:
-    """Draw ``loss.png`` from ``log.csv``: loss in nats and bits for each hidden token, in training and on held-out text."""
+    """Draw ``loss.png`` from ``log.csv``: loss in nats and bits for each masked token, in training and on held-out text."""
     rows = read_log(folder)
     if not rows:
         return None
@@ -134,10 +125,10 @@ def draw_curve(folder: Path) -> Path | None:
     if measured:
         axes.plot(*zip(*measured, strict=True), "o-", color="C1", markersize=4, label="held-out text")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats for each hidden token")
+    axes.set_ylabel("loss, nats for each masked token")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     bits = axes.secondary_yaxis("right", functions=(_to_bits, _to_nats))
-    bits.set_ylabel("bits for each hidden token")
+    bits.set_ylabel("bits for each masked token")
     axes.grid(alpha=0.3)
     axes.spines[["top"]].set_visible(False)
     axes.legend(frameon=False)

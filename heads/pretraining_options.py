@@ -24,7 +24,10 @@ _TEXTS = {TOKENS: ("files", "form"), VALIDATION_TOKENS: ("validation_files", "fo
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingOptions:
-    """Masked language modelling over text files (arXiv 2004.05150, section 5), with the paper's settings where none are given.
+    """Masked language modelling over text files (arXiv 2004.05150, section 5).
+
+    The defaults are for a short run on one device: they are not the paper's, which trains on many more tokens a step, for
+    longer.
 
     Attributes:
         model: a checkpoint directory in Hugging Face's layout, or a name on the hub.
@@ -49,7 +52,7 @@ class PretrainingOptions:
         evaluate_every: steps; None: whenever a checkpoint is saved.
         save_every: steps from checkpoint to checkpoint; the last step has one too.
         keep: how many checkpoints stay.
-        seed: of the order of rows, hidden words and dropout.
+        seed: of the order of rows, masked tokens and dropout.
         cpu: whether to leave GPUs alone.
     """
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from longformer_triton.heads.global_tokens import question
+from longformer_triton.heads.global_tokens import question, tell_nothing_is_global
 from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.longformer import LongformerModel
 from longformer_triton.model.outputs import LongformerQuestionAnsweringModelOutput
-
-_log = logging.getLogger(__name__)
 
 
 class LongformerForQuestionAnswering(LongformerPreTrainedModel):
@@ -88,10 +84,7 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
             if input_ids is not None:
                 global_attention_mask = question(input_ids, self.config.sep_token_id, attention_mask)
             elif not torch.compiler.is_compiling():
-                _log.warning(
-                    "global_attention_mask: none given, and inputs_embeds do not show where the question ends: "
-                    "nothing is global"
-                )
+                tell_nothing_is_global("the question ends")
         encoded = self.longformer(
             input_ids,
             attention_mask=attention_mask,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +12,6 @@ from longformer_triton.heads.pipelines import Pipeline, Row, fields
 from longformer_triton.model.settings import check_at_least
 
 AGGREGATIONS = ("none", "first", "average", "max")
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """A stretch of characters, one past the last, with a probability."""
-
-    score: float
-    start: int
-    end: int
 
 
 def best_spans(start_logits: Tensor, end_logits: Tensor, most_tokens: int, count: int) -> list[tuple[float, int, int]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import os
 from typing import Any
 
 import torch
 
 from longformer_triton.kernels import checks
+
+_log = logging.getLogger(__name__)
 
 BACKENDS = ("triton", "torch", "reference")
 # What a call that leaves the choice gets on a GPU: the kernels, or the PyTorch backend where their table of configurations has
@@ -22,6 +26,12 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 # Whether Triton interprets its kernels on the CPU, for tests. Triton, too, reads this once.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 _OLDEST_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def tell_torch_is_used(device: torch.device, reason: str | None) -> None:
+    """Log, once for each reason, that the PyTorch backend computes what the kernels do not."""
+    _log.info("PyTorch backend in use on %s: %s", device, reason)
 
 
 def why_absent(device: torch.device) -> str | None:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV, empty_rows
 from longformer_triton.kernels.pattern import AttentionPattern, in_band, key_range
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States, empty_rows
 from longformer_triton.kernels.torch_impl import fused_dense, global_rows
 from longformer_triton.kernels.torch_impl.global_rows import rows_backward, rows_forward
 from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
@@ -73,7 +73,7 @@ class _Blocks:
 
     def __init__(
         self,
-        window: States,
+        local_qkv: QKV,
         pattern: AttentionPattern,
         sample: Sample,
         strand: Strand,
@@ -81,7 +81,7 @@ class _Blocks:
         dropout: Dropout | None,
         workspace: Workspace,
     ) -> None:
-        query, key, value = window
+        query, key, value = local_qkv
         self.pattern, self.sample, self.strand, self.dropout, self.workspace = pattern, sample, strand, dropout, workspace
         self.dtype = accumulation_dtype(query.dtype)
         self.query = query[sample.number, strand.query_heads, strand.tokens]
@@ -187,10 +187,10 @@ def _dead_rows(pattern: AttentionPattern, sample: Sample, with_rows: bool) -> Te
 
 
 def attention_forward(
-    window: States, rows: States | None, pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    local_qkv: QKV, global_qkv: QKV | None, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of operator ``attention``; ``rows`` are the projections of global tokens, where they have some."""
-    query, key, value = window
+    """(out, lse) of operator ``attention``; ``global_qkv`` are the projections of global tokens, where they have some."""
+    query, key, value = local_qkv
     out = empty_rows(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
     dense = dropout is None and fused_dense.applies(pattern, query, scale)
@@ -199,9 +199,9 @@ def attention_forward(
     workspace = Workspace()
     for sample in read_samples(pattern):
         sample_out, sample_lse = out[sample.number], lse[sample.number]
-        dead = _dead_rows(pattern, sample, rows is not None)
+        dead = _dead_rows(pattern, sample, global_qkv is not None)
         for strand in [] if dense else strands(pattern, sample, query.shape[1], key.shape[1]):
-            blocks = _Blocks(window, pattern, sample, strand, dead, dropout, workspace)
+            blocks = _Blocks(local_qkv, pattern, sample, strand, dead, dropout, workspace)
             strand_out, strand_lse = (
                 sample_out[strand.query_heads, strand.tokens],
                 sample_lse[strand.query_heads, strand.tokens],
@@ -214,7 +214,7 @@ def attention_forward(
         for unseen in _unseen(sample, pattern.seq_len):
             sample_out[:, unseen] = 0
             sample_lse[:, unseen] = -torch.inf
-        for block in [] if rows is None else global_rows.blocks(rows, sample, dropout):
+        for block in [] if global_qkv is None else global_rows.blocks(global_qkv, sample, dropout):
             rows_out, rows_lse, _ = forward_tile(block.query, [block.keys], scale, workspace)
             sample_out[:, block.position] = block.unfolded(rows_out).to(out.dtype)
             sample_lse[:, block.position] = block.unfolded(rows_lse)
@@ -226,8 +226,8 @@ def attention_backward(
     grad_lse: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    window: States,
-    rows: States | None,
+    local_qkv: QKV,
+    global_qkv: QKV | None,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -237,26 +237,26 @@ def attention_backward(
     """Gradients of operator ``attention``, written into ``grads`` where needed: the window's three, then the rows' three."""
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     window_needs, row_needs = Needs(*needs[:3]), Needs(*needs[3:])
-    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, window[0], scale)
+    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, local_qkv[0], scale)
     if dense and any(window_needs):
-        _dense_backward(grad_out, out, lse, window, rows is not None, pattern, scale, window_needs, grads[:3])
+        _dense_backward(grad_out, out, lse, local_qkv, global_qkv is not None, pattern, scale, window_needs, grads[:3])
     workspace = Workspace()
     for sample in read_samples(pattern):
         number = sample.number
         sample_grad_lse = None if grad_lse is None else grad_lse[number]
         if not dense and any(window_needs):
-            sums = Accumulator(window, grads[:3], window_needs, number)
-            dead = _dead_rows(pattern, sample, rows is not None)
-            for strand in strands(pattern, sample, window[0].shape[1], window[1].shape[1]):
-                blocks = _Blocks(window, pattern, sample, strand, dead, dropout, workspace)
+            sums = Accumulator(local_qkv, grads[:3], window_needs, number)
+            dead = _dead_rows(pattern, sample, global_qkv is not None)
+            for strand in strands(pattern, sample, local_qkv[0].shape[1], local_qkv[1].shape[1]):
+                blocks = _Blocks(local_qkv, pattern, sample, strand, dead, dropout, workspace)
                 _strand_backward(blocks, grad_out[number], sample_grad_lse, out[number], lse[number], scale, sums)
                 # Before the next are made: in half precision, these are a sample's states in float32.
                 del blocks
             sums.store()
             del sums
-        if rows is not None and any(row_needs):
-            sums = Accumulator(rows, grads[3:], row_needs, number)
-            for block in global_rows.blocks(rows, sample, dropout):
+        if global_qkv is not None and any(row_needs):
+            sums = Accumulator(global_qkv, grads[3:], row_needs, number)
+            for block in global_rows.blocks(global_qkv, sample, dropout):
                 index = (slice(None), block.position)
                 given = (grad_out[number][index], None if sample_grad_lse is None else sample_grad_lse[index], None)
                 saved = (out[number][index], lse[number][index], None)
@@ -269,7 +269,7 @@ def _dense_backward(
     grad_out: Tensor,
     out: Tensor,
     lse: Tensor,
-    window: States,
+    local_qkv: QKV,
     with_rows: bool,
     pattern: AttentionPattern,
     scale: float,
@@ -277,7 +277,7 @@ def _dense_backward(
     grads: list[Tensor],
 ) -> None:
     """The window's gradients by the fused kernel, with the rows silenced whose window output was discarded."""
-    query, key, value = window
+    query, key, value = local_qkv
     live = pattern.key_mask
     if with_rows and pattern.global_mask is not None:
         live = ~pattern.global_mask if live is None else live & ~pattern.global_mask

@@ -16,7 +16,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from longformer_triton.kernels.states import ceil_div
+from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.kernels.workspace import Workspace
 
 _WORD = 0xFFFFFFFF

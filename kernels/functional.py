@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from torch.autograd import forward_ad
 from longformer_triton.kernels import backends, checks, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
-
-_log = logging.getLogger(__name__)
-_told: set[str] = set()
 
 
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
@@ -32,6 +29,33 @@ def available_backends(device: torch.device | str) -> dict[str, str | None]:
     place = checks.as_device(device)
     absent = backends.why_absent(place)
     return {name: absent or backends.why_not(name, place) for name in backends.BACKENDS}
+
+
+@overload
+def sliding_window_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | tuple[int, int] | None = ..., is_causal: bool = ...,
+    dilation: int | Sequence[int] = ..., attention_mask: Tensor | None = ..., global_mask: Tensor | None = ...,
+    pattern: AttentionPattern | None = ..., scale: float | None = ..., dropout_p: float = ...,
+    dropout_seed: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def sliding_window_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | tuple[int, int] | None = ..., is_causal: bool = ...,
+    dilation: int | Sequence[int] = ..., attention_mask: Tensor | None = ..., global_mask: Tensor | None = ...,
+    pattern: AttentionPattern | None = ..., scale: float | None = ..., dropout_p: float = ...,
+    dropout_seed: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def sliding_window_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | tuple[int, int] | None = ..., is_causal: bool = ...,
+    dilation: int | Sequence[int] = ..., attention_mask: Tensor | None = ..., global_mask: Tensor | None = ...,
+    pattern: AttentionPattern | None = ..., scale: float | None = ..., dropout_p: float = ...,
+    dropout_seed: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def sliding_window_attention(
@@ -99,6 +123,30 @@ def sliding_window_attention(
     else:
         out, lse = ops.call(ops.attention, query, key, value, None, None, None, *_arguments(pattern, factor, dropout, chosen))
     return (out, lse) if return_lse else out
+
+
+@overload
+def longformer_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_global: Tensor, key_global: Tensor, value_global: Tensor,
+    pattern: AttentionPattern, *, scale: float | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def longformer_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_global: Tensor, key_global: Tensor, value_global: Tensor,
+    pattern: AttentionPattern, *, scale: float | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def longformer_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_global: Tensor, key_global: Tensor, value_global: Tensor,
+    pattern: AttentionPattern, *, scale: float | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    return_lse: bool, backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def longformer_attention(
@@ -336,10 +384,8 @@ def _choose(requested: str | None, inputs: tuple[Tensor, ...], head_dim: int | N
         )
     if chosen == "triton" and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return backends.BOTH_WAYS
-    if requested is None and chosen == "torch" and not torch.compiler.is_compiling() and "torch" not in _told:
-        _told.add("torch")
-        reason = backends.why_not("triton", query.device, query.dtype, head_dim)
-        _log.info("PyTorch backend in use on %s: %s", query.device, reason)
+    if requested is None and chosen == "torch" and not torch.compiler.is_compiling():
+        backends.tell_torch_is_used(query.device, backends.why_not("triton", query.device, query.dtype, head_dim))
     return chosen
 
 

@@ -12,7 +12,6 @@ Saved for backward are the inputs and results, with the pattern's tensors: nothi
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,14 +19,11 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels import checks
-from longformer_triton.kernels.backends import AUTOMATIC, BOTH_WAYS
+from longformer_triton.kernels.backends import AUTOMATIC, BOTH_WAYS, tell_torch_is_used
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV, empty_rows
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States, empty_rows
-
-_log = logging.getLogger(__name__)
-_told: set[str] = set()
 
 # Where each backend has attention_forward, attention_backward and rows_forward, rows_backward.
 _BACKEND_MODULES = {
@@ -35,7 +31,7 @@ _BACKEND_MODULES = {
     "triton": "longformer_triton.kernels.triton_impl.launch",
 }
 
-# What every operator takes after its inputs, in the order of `_Rest`.
+# What every operator takes after its inputs, in the order of `_OperatorOptions`.
 _PATTERN = (
     "Tensor? key_mask, Tensor? key_flags, Tensor? key_span, Tensor? global_mask, Tensor global_index, Tensor global_count, "
     "SymInt left, SymInt right, SymInt[] dilation, bool is_causal"
@@ -46,7 +42,7 @@ _ROWS = "Tensor query, Tensor key, Tensor value"
 _NUM_INPUTS, _NUM_ROWS = 6, 3
 
 
-class _Rest(NamedTuple):
+class _OperatorOptions(NamedTuple):
     """A pattern spelt out, and the options."""
 
     key_mask: Tensor | None
@@ -81,12 +77,12 @@ class _Rest(NamedTuple):
         )
 
 
-def backend_module(name: str, window: States | None, pattern: AttentionPattern, *, dropout: bool) -> Any:
+def backend_module(name: str, local_qkv: QKV | None, pattern: AttentionPattern, *, dropout: bool) -> Any:
     """The module of a backend: forward and backward of both operators, as plain functions.
 
     Args:
         name: of a backend, AUTOMATIC or BOTH_WAYS.
-        window: query, key and value of ``attention``; None for ``global_rows``, whose products need no configuration.
+        local_qkv: query, key and value of ``attention``; None for ``global_rows``, whose products need no configuration.
         pattern, dropout: what the kernels would have to serve.
 
     Raises:
@@ -94,16 +90,15 @@ def backend_module(name: str, window: States | None, pattern: AttentionPattern, 
     """
     if name in (AUTOMATIC, BOTH_WAYS):
         reason = None
-        if window is not None:
+        if local_qkv is not None:
             problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
-            reason = problem.why_not_served(window, pattern, dropout=dropout)
+            reason = problem.why_not_served(local_qkv, pattern, dropout=dropout)
         if reason is not None and name == BOTH_WAYS:
             tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
             raise tuning.NotServedError(reason)
         name = "triton" if reason is None else "torch"
-        if reason is not None and reason not in _told:
-            _told.add(reason)
-            _log.info("PyTorch backend in use on %s: %s", pattern.device, reason)
+        if reason is not None:
+            tell_torch_is_used(pattern.device, reason)
     return importlib.import_module(_BACKEND_MODULES[name])
 
 
@@ -123,13 +118,13 @@ def pattern_arguments(pattern: AttentionPattern) -> tuple[Any, ...]:
 
 
 def _unpack(
-    window: States | None, seq_len: int, arguments: tuple[Any, ...]
+    local_qkv: QKV | None, seq_len: int, arguments: tuple[Any, ...]
 ) -> tuple[Any, AttentionPattern, float, Dropout | None]:
-    """(backend module, pattern, scale, dropout) from what follows an operator's inputs; ``window`` as in backend_module."""
-    rest = _Rest(*arguments)
-    pattern, seed = rest.pattern(seq_len), rest.dropout_seed
-    module = backend_module(rest.backend, window, pattern, dropout=seed is not None)
-    return module, pattern, rest.scale, None if seed is None else Dropout(seed, rest.dropout_threshold)
+    """(backend module, pattern, scale, dropout) from what follows an operator's inputs; ``local_qkv`` as in backend_module."""
+    options = _OperatorOptions(*arguments)
+    pattern, seed = options.pattern(seq_len), options.dropout_seed
+    module = backend_module(options.backend, local_qkv, pattern, dropout=seed is not None)
+    return module, pattern, options.scale, None if seed is None else Dropout(seed, options.dropout_threshold)
 
 
 def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -137,7 +132,7 @@ def _rows_of(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return None if inputs[3] is None else inputs[3:]
 
 
-def _like_inputs(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
+def _empty_gradients(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
     """Uninitialised gradients; an empty tensor stands for one that is not needed, since operators cannot return None."""
     like = next(tensor for tensor in inputs if tensor is not None)
     return [
@@ -176,7 +171,7 @@ def attention_backward(
     """Gradients of the six inputs of ``attention``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_INPUTS], arguments[_NUM_INPUTS:]
     module, pattern, scale, dropout = _unpack(inputs[:3], inputs[0].shape[2], rest)
-    grads = _like_inputs(inputs, needs)
+    grads = _empty_gradients(inputs, needs)
     module.attention_backward(grad_out, grad_lse, out, lse, inputs[:3], _rows_of(inputs), pattern, scale, dropout, needs, grads)
     return grads
 
@@ -184,7 +179,7 @@ def attention_backward(
 @attention_backward.register_fake
 def _(*arguments: Any) -> list[Tensor]:
     needs, inputs = arguments[4], arguments[5 : 5 + _NUM_INPUTS]
-    return _like_inputs(inputs, needs)
+    return _empty_gradients(inputs, needs)
 
 
 @torch.library.custom_op(
@@ -229,7 +224,7 @@ def global_rows_backward(
     """Gradients of the three inputs of ``global_rows``; empty tensors where not needed."""
     inputs, rest = arguments[:_NUM_ROWS], arguments[_NUM_ROWS:]
     module, pattern, scale, dropout = _unpack(None, inputs[1].shape[2], rest)
-    grads = _like_inputs(inputs, needs)
+    grads = _empty_gradients(inputs, needs)
     module.rows_backward(
         (grad_context, grad_lse, grad_kept), (context, lse, kept), inputs, pattern, scale, dropout, needs, grads
     )
@@ -239,7 +234,7 @@ def global_rows_backward(
 @global_rows_backward.register_fake
 def _(*arguments: Any) -> list[Tensor]:
     needs, inputs = arguments[6], arguments[7 : 7 + _NUM_ROWS]
-    return _like_inputs(inputs, needs)
+    return _empty_gradients(inputs, needs)
 
 
 class _OnlyOnce(torch.autograd.Function):
@@ -296,7 +291,10 @@ def _function_of(operator: Any, setup_context: Any, backward: Any) -> type[torch
             setup_context(ctx, arguments, output)
             return output
 
-    Function.backward = staticmethod(backward)
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+            return backward(ctx, *grad_outputs)
+
     return Function
 
 

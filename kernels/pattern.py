@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels import checks, compaction
-from longformer_triton.kernels.states import ceil_div
+from longformer_triton.kernels.layout import ceil_div
 
 _PICTURE_TOKENS = 64
 
@@ -42,7 +42,7 @@ def key_range(first_query: int, end_query: int, left: int, right: int, seq_len: 
 
 
 def flags_and_span(key_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``key_flags`` and ``key_span`` of a pattern, by which backends leave out the padding before and after a text.
+    """``key_flags`` and ``key_span`` of a pattern, by which backends leave out the padding at both ends.
 
     Flags are int16: Triton picks a product's layout by the narrowest type that its operands depend on, and miscompiles some of
     those that it picks for bytes (bench/LOG.md, "a mask of bytes").

@@ -11,12 +11,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def accumulate(states: Tensor) -> Tensor:
+def to_accumulation_dtype(states: Tensor) -> Tensor:
     """``states`` in its accumulation type."""
     return states.to(accumulation_dtype(states.dtype))
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def matmul(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` in their own type, whatever autocast is on around it."""
     if not torch.amp.is_autocast_available(left.device.type):
         return left @ right

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, product
+from longformer_triton.kernels.precision import matmul, to_accumulation_dtype
 
 
 def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def local_map(
         for head in heads
     ]
     width = pattern.global_index.shape[1] + left + right + 1
-    local = torch.stack(maps, 1) if maps else accumulate(query).new_zeros((query.shape[0], 0, row.shape[0], width))
+    local = torch.stack(maps, 1) if maps else to_accumulation_dtype(query).new_zeros((query.shape[0], 0, row.shape[0], width))
     if zero_global_rows and pattern.global_mask is not None:
         local = local.masked_fill(pattern.global_mask[:, None, row, None], 0.0)
     return local
@@ -53,8 +53,8 @@ def _local_map_of_head(
     batch, seq_len, _ = query.shape
     dilation = pattern.dilations[head if len(pattern.dilations) > 1 else 0]
     real = torch.ones((batch, seq_len), dtype=torch.bool, device=query.device) if pattern.key_mask is None else pattern.key_mask
-    query = accumulate(query)[:, row].masked_fill(~real[:, row, None], 0.0)
-    key = accumulate(key).masked_fill(~real[..., None], 0.0)
+    query = to_accumulation_dtype(query)[:, row].masked_fill(~real[:, row, None], 0.0)
+    key = to_accumulation_dtype(key).masked_fill(~real[..., None], 0.0)
 
     # [rows, window]
     position = row[:, None] + offset * dilation
@@ -71,7 +71,7 @@ def _local_map_of_head(
     # [batch, rows, G]
     index = pattern.global_index
     global_key = key.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, key.shape[-1]))
-    global_scores = product(query, global_key.transpose(1, 2))
+    global_scores = matmul(query, global_key.transpose(1, 2))
     global_visible = (index >= 0)[:, None, :]
     if pattern.is_causal:
         global_visible = global_visible & (index[:, None, :] <= row[:, None])
@@ -85,11 +85,11 @@ def global_map(query_global: Tensor, key_global: Tensor, pattern: AttentionPatte
     """(batch, len(heads), seq_len, G): how much each global token (last dimension) attends to each token."""
     group = query_global.shape[1] // key_global.shape[1]
     real = (pattern.global_index >= 0)[:, None, :, None]
-    query = torch.where(real, accumulate(query_global)[:, heads], 0.0)
-    key = accumulate(key_global)[:, [head // group for head in heads]]
+    query = torch.where(real, to_accumulation_dtype(query_global)[:, heads], 0.0)
+    key = to_accumulation_dtype(key_global)[:, [head // group for head in heads]]
     visible = real.expand(-1, -1, -1, pattern.seq_len)
     if pattern.key_mask is not None:
         key = key.masked_fill(~pattern.key_mask[:, None, :, None], 0.0)
         visible = visible & pattern.key_mask[:, None, None, :]
-    scores = product(query, key.transpose(-1, -2)) * scale
+    scores = matmul(query, key.transpose(-1, -2)) * scale
     return _softmax_or_zero(scores, visible.expand_as(scores)).transpose(-1, -2)

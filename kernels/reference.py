@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern, in_band
-from longformer_triton.kernels.precision import accumulate, product
+from longformer_triton.kernels.precision import matmul, to_accumulation_dtype
 
 
 def _repeat_heads(states: Tensor, heads: int) -> Tensor:
@@ -24,14 +24,14 @@ def _softmax_attention(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float, factor: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, kept) in the accumulation type; rows without a visible key give 0, -inf and 0, with zero gradients."""
-    scores = product(scale * query, _repeat_heads(key, query.shape[1]).transpose(-1, -2))
+    scores = matmul(scale * query, _repeat_heads(key, query.shape[1]).transpose(-1, -2))
     seen = visible.any(-1, keepdim=True)
     # A row that sees nothing gets a harmless softmax over zeros, so that no gradient is 0 * inf.
     scores = torch.where(visible, scores, -torch.inf).masked_fill(~seen, 0.0)
     probability = torch.softmax(scores, -1).masked_fill(~seen, 0.0)
     if factor is not None:
         probability = probability * factor
-    out = product(probability, _repeat_heads(value, query.shape[1])).masked_fill(~seen, 0.0)
+    out = matmul(probability, _repeat_heads(value, query.shape[1])).masked_fill(~seen, 0.0)
     lse = torch.logsumexp(scores, -1).masked_fill(~seen[..., 0], -torch.inf)
     return out, lse, probability.sum(-1)
 
@@ -59,7 +59,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of windowed attention with global keys; see ``functional.sliding_window_attention``."""
     dtype = query.dtype
-    query, key, value = (_zero_masked(accumulate(states), pattern.key_mask) for states in (query, key, value))
+    query, key, value = (_zero_masked(to_accumulation_dtype(states), pattern.key_mask) for states in (query, key, value))
     factor = _window_factor(dropout, pattern, query.shape[1], query.dtype)
     out, lse, _ = _softmax_attention(query, key, value, pattern.to_dense(), scale, factor)
     return out.to(dtype), lse
@@ -69,7 +69,7 @@ def global_rows(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(context, lse, kept) of the rows at ``global_index``, (batch, heads, G, ...), accumulation type; 0 and -inf at -1."""
-    key, value = (_zero_masked(accumulate(tensor), pattern.key_mask) for tensor in (key, value))
+    key, value = (_zero_masked(to_accumulation_dtype(tensor), pattern.key_mask) for tensor in (key, value))
     real = (pattern.global_index >= 0)[:, None, :, None]
     visible = real.expand(-1, -1, -1, pattern.seq_len)
     if pattern.key_mask is not None:
@@ -80,7 +80,7 @@ def global_rows(
         stream = torch.arange(batch * heads, device=query.device).view(batch, heads, 1, 1)
         position = torch.arange(pattern.seq_len, device=query.device)
         factor = dropout.factor_at(stream, pattern.global_index[:, None, :, None].clamp_min(0), position, key.dtype)
-    query = torch.where(real, accumulate(query), 0.0)
+    query = torch.where(real, to_accumulation_dtype(query), 0.0)
     return _softmax_attention(query, key, value, visible, scale, factor)
 
 

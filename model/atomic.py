@@ -46,17 +46,17 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
     try:
         for path, draft in drafts.items():
             writers[path.name](draft)
-            _flush(draft)
+            flush(draft)
         entries = {"process": os.getpid(), "host": socket.gethostname(), "backups": backups, "new": sorted(writers)}
         journal.write_text(json.dumps(entries))
-        _flush(journal)
+        flush(journal)
         journal.replace(folder / _JOURNAL)
         try:
             for name, backup in backups.items():
                 (folder / name).replace(folder / backup)
             for path, draft in drafts.items():
                 draft.replace(path)
-            _flush(folder)
+            flush(folder)
             (folder / _JOURNAL).unlink()
         except BaseException:
             _undo(folder, backups, writers)
@@ -101,11 +101,11 @@ def _undo(folder: Path, backups: Mapping[str, str], new: Iterable[str]) -> None:
     for name, backup in backups.items():
         if (folder / backup).exists():
             (folder / backup).replace(folder / name)
-    _flush(folder)
+    flush(folder)
     (folder / _JOURNAL).unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make sure that a file, or the names in a directory, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return

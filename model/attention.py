@@ -72,7 +72,7 @@ class AttentionComputation:
         head_mask: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Maps | None]:
-        """Attend.
+        """Project the states, attend locally and globally, and apply the ``head_mask``.
 
         Args:
             hidden_states: (batch, seq_len, hidden_size).
@@ -84,15 +84,12 @@ class AttentionComputation:
             context (batch, seq_len, heads * head_dim), and with ``output_attentions`` the local and the global map.
         """
         query, key, value = (self._split(apply_linear(linear, hidden_states)) for linear in (self.query, self.key, self.value))
-        options: dict[str, Any] = {}
-        if self.training and self.dropout > 0:
-            # One seed for both parts, so that absorbed projections drop what the others would.
-            seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-            options = {"dropout_p": self.dropout, "dropout_seed": seed}
+        dropout_p = self.dropout if self.training else 0.0
+        # One seed for both parts, so that absorbed projections drop what the others would.
+        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device) if dropout_p > 0 else None
         maps = None
         if pattern.global_mask is None:
-            context = sliding_window_attention(query, key, value, pattern=pattern, **options)
-            assert isinstance(context, Tensor)
+            context = sliding_window_attention(query, key, value, pattern=pattern, dropout_p=dropout_p, dropout_seed=seed)
             if self.fills_unused_gradients:
                 context = self._with_zero_gradients(context, *GLOBAL_PROJECTIONS)
             if output_attentions:
@@ -100,17 +97,16 @@ class AttentionComputation:
         else:
             query_global = self._split(apply_linear(self.query_global, pattern.gather_global(hidden_states)))
             if not output_attentions and self._absorb(pattern, query.shape[1], hidden_states.shape[2]):
-                context = sliding_window_attention(query, key, value, pattern=pattern, **options)
-                assert isinstance(context, Tensor)
-                rows = self._absorbed_rows(hidden_states, query_global, pattern, options)
+                context = sliding_window_attention(query, key, value, pattern=pattern, dropout_p=dropout_p, dropout_seed=seed)
+                rows = self._absorbed_rows(hidden_states, query_global, pattern, dropout_p, seed)
                 context = _replace_rows(context, rows, pattern)
             else:
                 key_global, value_global = (
                     self._split(apply_linear(linear, hidden_states)) for linear in (self.key_global, self.value_global)
                 )
-                whole = longformer_attention(query, key, value, query_global, key_global, value_global, pattern, **options)
-                assert isinstance(whole, Tensor)
-                context = whole
+                context = longformer_attention(
+                    query, key, value, query_global, key_global, value_global, pattern, dropout_p=dropout_p, dropout_seed=seed
+                )
                 if output_attentions:
                     maps = attention_probabilities(query, key, pattern, query_global=query_global, key_global=key_global)
         if head_mask is not None:
@@ -143,14 +139,16 @@ class AttentionComputation:
         return pattern.global_index.shape[1] * (heads - 1) < hidden_size
 
     def _absorbed_rows(
-        self, hidden_states: Tensor, query_global: Tensor, pattern: AttentionPattern, options: dict[str, Any]
+        self, hidden_states: Tensor, query_global: Tensor, pattern: AttentionPattern, dropout_p: float, seed: Tensor | None
     ) -> Tensor:
         """(batch, heads, G, head_dim). Under autocast, weights and states take the dtype of what it made of the query."""
         states, key_weight, value_weight, value_bias = (
             tensor.to(query_global.dtype)
             for tensor in (hidden_states, self.key_global.weight, self.value_global.weight, self.value_global.bias)
         )
-        rows = absorbed_global_attention(states, query_global, key_weight, value_weight, value_bias, pattern, **options)
+        rows = absorbed_global_attention(
+            states, query_global, key_weight, value_weight, value_bias, pattern, dropout_p=dropout_p, dropout_seed=seed
+        )
         # The bias of the key moves all scores of a row alike, and the softmax takes that out again.
         if torch.is_grad_enabled() and self.key_global.bias.requires_grad:
             rows = _WithZeroGradients.apply(rows, self.key_global.bias)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model import loading, settings
 from longformer_triton.model.atomic import write_together
 from longformer_triton.model.config import LongformerConfig
@@ -110,6 +111,18 @@ class LongformerPreTrainedModel(nn.Module):
     def _returned(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
         """What a forward pass returns: ``output``, or its tuple where the argument or the configuration says so."""
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model], name_or_path: str | Path, *, output_loading_info: Literal[False] = ..., **options: Any
+    ) -> _Model: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model], name_or_path: str | Path, *, output_loading_info: Literal[True], **options: Any
+    ) -> tuple[_Model, dict[str, Any]]: ...
 
     @classmethod
     def from_pretrained(
@@ -259,7 +272,7 @@ class LongformerPreTrainedModel(nn.Module):
         if pad_to_multiple_of is not None:
             if pad_to_multiple_of < 1:
                 raise ValueError(f"pad_to_multiple_of: got {pad_to_multiple_of}, expected a number >= 1, or None.")
-            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+            size = ceil_div(size, pad_to_multiple_of) * pad_to_multiple_of
         if size <= self.config.pad_token_id:
             raise ValueError(f"new_num_tokens: got {size}, expected more than pad_token_id ({self.config.pad_token_id}).")
         if size == embeddings.num_embeddings:

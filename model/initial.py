@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from longformer_triton.kernels.layout import ceil_div
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, names: Iterable[str], std: float) -> None:
@@ -55,7 +57,7 @@ def tiled_positions(table: nn.Embedding, size: int, first: int) -> None:
     """Give a position table ``size`` rows: the first ``first`` as they are, then the others as often as they fit."""
     old = table.weight
     learned = old.detach()[first:]
-    repeats = -(-(size - first) // learned.shape[0])
+    repeats = ceil_div(size - first, learned.shape[0])
     new = torch.cat((old.detach()[:first], learned.repeat(repeats, 1)[: size - first]))
     _replace(table, "weight", old, new)
     table.num_embeddings = size

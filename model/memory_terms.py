@@ -38,7 +38,7 @@ _BLOCK_DROPOUT = {"forward": 2.75, "backward": 3.5}
 # Dropout's factors of global keys are made for so many scores at once, of 64-bit random words.
 _FACTORS, _FACTOR_BYTES = 1 << 20, 64
 # Numbers for each score of the rows of global tokens, in both backends, and the most scores that they hold: of a sample, or of
-# the batch (torch_impl/global_rows.py, triton_impl/wide_rows.py).
+# the batch (torch_impl/global_rows.py, triton_impl/absorbed_rows.py).
 _ROW_SCORES = {"cpu": {"forward": 1, "backward": 2}, "cuda": {"forward": 3, "backward": 6}}
 _ROW_DROPOUT = {"forward": 1.5, "backward": 2}
 _MOST_ROW_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -305,7 +305,7 @@ def _window_workspace(layer: Layer, direction: str) -> Terms:
     terms = _results(layer, direction)
     if layer.place.device == "cuda":
         if direction == "backward":
-            # delta and the normaliser of every row (kernels/triton_impl/problem.py)
+            # delta and lse_log2 of every row (kernels/triton_impl/launch.py)
             terms["sums of attention"] = layer.states(2 * layer.heads, layer.place.sum_item)
     elif layer.is_dense:
         # PyTorch's fused operator allocates its own results, which are then copied.

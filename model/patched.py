@@ -25,6 +25,7 @@ from transformers.models.led import modeling_led
 from transformers.models.longformer import modeling_longformer
 
 from longformer_triton.kernels import AttentionPattern
+from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model import inputs
 from longformer_triton.model.attention import AttentionComputation
 from longformer_triton.model.dense import apply_linear
@@ -89,7 +90,7 @@ def _padded_length(seq_len: int, config: Any) -> int:
     """What transformers would pad a text of this length to."""
     windows = config.attention_window
     window = windows if isinstance(windows, int) else max(windows)
-    return -(-seq_len // window) * window
+    return ceil_div(seq_len, window) * window
 
 
 class _SelfAttention(Patched, AttentionComputation):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.plain import is_plain
 
@@ -53,7 +54,7 @@ def _threshold(dropout: nn.Module, states: Tensor) -> int | None:
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, residual: Tensor | None, threshold: int) -> Tensor:
-        draws = states.new_empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = states.new_empty(ceil_div(states.numel(), 4), dtype=torch.int64).random_(-(2**63), None)
         draws = draws.view(torch.int16)[: states.numel()].view(states.shape)
         kept = draws >= threshold - _VALUES // 2
         ctx.save_for_backward(kept)

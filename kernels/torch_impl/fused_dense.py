@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, accumulation_dtype
+from longformer_triton.kernels.precision import accumulation_dtype, to_accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import blank
 from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
 
@@ -95,4 +95,4 @@ def backward(
         value_parts.append(grad_value)
     for needed, total, parts in ((needs.key, grads[1], key_parts), (needs.value, grads[2], value_parts)):
         if needed:
-            total.copy_(parts[0] if group == 1 else torch.stack([accumulate(part) for part in parts]).sum(0))
+            total.copy_(parts[0] if group == 1 else torch.stack([to_accumulation_dtype(part) for part in parts]).sum(0))

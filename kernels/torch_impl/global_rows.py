@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, accumulation_dtype
-from longformer_triton.kernels.states import States
+from longformer_triton.kernels.precision import accumulation_dtype, to_accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, blank, read_samples
 from longformer_triton.kernels.torch_impl.tiles import KeySet, Needs, backward_tile, bias_from, forward_tile
 from longformer_triton.kernels.workspace import Workspace
@@ -47,12 +47,12 @@ class RowBlock(NamedTuple):
         return states.unflatten(1, (self.group, -1)).flatten(0, 1)
 
 
-def blocks(inputs: States, sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
+def blocks(inputs: QKV, sample: Sample, dropout: Dropout | None) -> Iterator[RowBlock]:
     """Every block of a sample, from query (batch, heads, G, channels) and key, value (batch, key_heads, seq_len, channels)."""
     count = len(sample.global_position)
     if count == 0:
         return
-    query, key, value = (accumulate(states[sample.number]) for states in inputs)
+    query, key, value = (to_accumulation_dtype(states[sample.number]) for states in inputs)
     group = query.shape[0] // key.shape[0]
     span = slice(sample.first, sample.last)
     hole = None if sample.hole is None else sample.hole[span]
@@ -87,8 +87,8 @@ def backward_block(
     assert grad_out is not None
     assert out is not None
     assert lse is not None
-    grad_out = accumulate(grad_out)
-    delta = (grad_out * accumulate(out)).sum(-1)
+    grad_out = to_accumulation_dtype(grad_out)
+    delta = (grad_out * to_accumulation_dtype(out)).sum(-1)
     if grad_lse is not None:
         delta -= grad_lse
     if grad_kept is not None and kept is not None:
@@ -102,7 +102,7 @@ def backward_block(
 
 
 def rows_forward(
-    inputs: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    inputs: QKV, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(context, lse, kept) of operator ``global_rows``; rows past a sample's count are 0, -inf and 0."""
     query = inputs[0]
@@ -122,7 +122,7 @@ def rows_forward(
 def rows_backward(
     given: tuple[Tensor | None, Tensor | None, Tensor | None],
     saved: tuple[Tensor, Tensor, Tensor],
-    inputs: States,
+    inputs: QKV,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels.layout import QKV
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States
 from longformer_triton.kernels.torch_impl.tiles import Needs
 
 
@@ -49,7 +49,7 @@ class Accumulator:
     Where that is the type of the result, the sums are made in the result itself.
     """
 
-    def __init__(self, inputs: States, grads: list[Tensor], needs: Needs, number: int) -> None:
+    def __init__(self, inputs: QKV, grads: list[Tensor], needs: Needs, number: int) -> None:
         self.needs = needs
         self.targets = [grad[number] if needed else None for grad, needed in zip(grads, needs, strict=True)]
         dtype = accumulation_dtype(inputs[0].dtype)

@@ -10,13 +10,13 @@
 ``forward.py``          windows with global keys
 ``global_rows.py``      rows of global tokens, split over the keys, and their combination
 ``backward_*.py``       gradients: a row's constants (``prepare``), queries, keys and values, everything global
-``fused_dense.py``      windows that hold the whole text, by PyTorch's own kernels
-``wide_rows.py``        rows as wide as a model, whose products are left to cuBLAS; ``keep_rows.py``: their dropout
+``fused_dense.py``      windows that hold the whole sequence, by PyTorch's own kernels
+``absorbed_rows.py``    rows as wide as a model, whose products are left to cuBLAS; ``dropout_mask.py``: their dropout
 ======================  ==============================================================================================
 
-A launch hands a kernel every pointer and stride by itself; the first lines of each kernel gather them into ``Rows``, ``Strand``
-and ``Dropout`` (``primitives.py``), which its helpers take. Names in the signatures; ``X`` is query, key, value, out or one of
-their gradients, a tensor (batch, heads, tokens, head_dim):
+A launch hands a kernel every pointer and stride by itself; the first lines of each kernel gather them into ``HeadView``,
+``Strand`` and ``Dropout`` (``primitives.py``), which its helpers take. Names in the signatures; ``X`` is query, key, value, out
+or one of their gradients, a tensor (batch, heads, tokens, head_dim):
 
 ======================  ==============================================================================================
 ``X_ptr``               its first element; ``X_stride_b``, ``_h``, ``_n``, ``_d``: strides of the axes, in elements
@@ -26,9 +26,9 @@ their gradients, a tensor (batch, heads, tokens, head_dim):
 ``global_index_ptr``    (batch, num_globals) positions of global tokens; ``global_count_ptr`` (batch): how many are in use
 ``seed_ptr``            dropout's seed; ``threshold``: of 256, how many bytes are dropped; ``rescale``: the factor on kept
                         probabilities, and ``keep_share`` its inverse
-``delta_ptr``           (batch, heads, row_stride), and ``normaliser_ptr``: see ``backward_prepare.py``; ``row_stride`` is
+``delta_ptr``           (batch, heads, row_stride), and ``lse_log2_ptr``: see ``backward_prepare.py``; ``row_stride`` is
                         seq_len rounded up to 4, or num_globals for global rows
-``partial_X_ptr``       sums over one of ``splits`` parts of the text, still to be added up
+``partial_X_ptr``       sums over one of ``splits`` parts of the sequence, still to be added up
 ``heads``, ``group``    query heads, and how many of them share a key head
 ``first_head``          this launch's first of ``run_heads`` neighbouring heads, which have one ``dilation``
 ``left``, ``right``     the window, in steps of a strand (``primitives.py``)

@@ -14,21 +14,21 @@ from longformer_triton.kernels.triton_impl.primitives import (
     CLEAN,
     EDGE,
     HOLES,
-    NOWHERE,
+    INACTIVE_LSE,
     RUN_TIME_NUMBERS,
     Dropout,
-    Rows,
+    HeadView,
     at_head,
     drop,
+    is_active,
     keep_tile,
     load_row_numbers,
     load_rows,
+    load_strand,
     load_tile,
     real_steps,
     signed,
     store_rows,
-    takes_part,
-    text_strand,
     tile_phases,
     visible_pairs,
     window_program,
@@ -37,7 +37,7 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 @triton.jit
 def add_grad_key_value(
-    grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
+    grad_key, grad_value, key, value, query, grad_out, lse_log2, delta, visible, keep, scale_log2,
     MASKED: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, QUERY_ROWS: tl.constexpr,
     HOLD_KEPT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -49,8 +49,8 @@ def add_grad_key_value(
     ACC: tl.constexpr = grad_key.dtype
     rows, columns = (query, key) if QUERY_ROWS else (key, query)
     scores = tl.dot(rows, tl.trans(columns), input_precision=PRECISION, out_dtype=ACC)
-    normaliser = normaliser[:, None] if QUERY_ROWS else normaliser[None, :]
-    probability = tl.exp2(scores * scale_log2 - normaliser)
+    lse_log2 = lse_log2[:, None] if QUERY_ROWS else lse_log2[None, :]
+    probability = tl.exp2(scores * scale_log2 - lse_log2)
     if MASKED:
         probability = tl.where(visible, probability, 0.0)
     kept = drop(probability, keep, scale_log2) if DROPOUT else probability
@@ -76,7 +76,7 @@ def add_grad_key_value(
 
 @triton.jit
 def _window_grad_key_value(
-    grad_key, grad_value, key, value, key_step, key_start, queries, grad_outs, normaliser_ptr, delta_ptr, normaliser_tiles,
+    grad_key, grad_value, key, value, key_step, key_start, queries, grad_outs, lse_log2_ptr, delta_ptr, lse_log2_tiles,
     delta_tiles, row, begin, tile_begin, tile_end, left, right, strand, dropout, scale_log2, query_sign,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
     FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
@@ -90,15 +90,15 @@ def _window_grad_key_value(
         real = (step >= strand.first) & (step < strand.last)
         # [BLOCK_M] each
         if DESCRIPTORS:
-            normaliser = normaliser_tiles.load([row + query_start])
+            lse_log2 = lse_log2_tiles.load([row + query_start])
             delta = delta_tiles.load([row + query_start])
             # Past the end of the head these are the next one's, whose NaN no mask on probabilities would stop.
             delta = tl.where(real, delta, 0.0) if CHECK != CLEAN else delta
         else:
-            normaliser = load_row_numbers(normaliser_ptr + row, token, real, NOWHERE, CHECK)
+            lse_log2 = load_row_numbers(lse_log2_ptr + row, token, real, INACTIVE_LSE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
         # Masked queries may hold NaN: they are not loaded, or put to zero. [BLOCK_M, BLOCK_D] each
-        alive = real & (takes_part(normaliser)) if CHECK == HOLES else real
+        alive = real & is_active(lse_log2) if CHECK == HOLES else real
         query = load_tile(queries, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
         grad_out = load_tile(grad_outs, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
         query = signed(query, query_sign, FLIP_QUERY)
@@ -112,7 +112,7 @@ def _window_grad_key_value(
             low, high = tl.maximum(key_step - right, strand.first), tl.minimum(key_step + left, strand.last - 1)
             visible = visible_pairs(low, high, query_start, real, BLOCK_M, EDGE)  # [BLOCK_N, BLOCK_M]
         grad_key, grad_value = add_grad_key_value(
-            grad_key, grad_value, key, value, query, grad_out, normaliser, delta, visible, keep, scale_log2,
+            grad_key, grad_value, key, value, query, grad_out, lse_log2, delta, visible, keep, scale_log2,
             MASKED=CHECK != CLEAN, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=QUERY_ROWS,
             HOLD_KEPT=HOLD_KEPT, PRECISION=PRECISION,
         )  # fmt: skip
@@ -121,8 +121,8 @@ def _window_grad_key_value(
 
 @triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def window_grad_key_value(
-    query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, normaliser_tiles, key_flags_ptr, span_ptr,
-    seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_key_ptr, grad_value_ptr,
+    query_ptr, key_ptr, value_ptr, query_tiles, grad_out_tiles, delta_tiles, lse_log2_tiles, key_flags_ptr, span_ptr,
+    seed_ptr, grad_out_ptr, delta_ptr, lse_log2_ptr, grad_key_ptr, grad_value_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
@@ -140,10 +140,12 @@ def window_grad_key_value(
     """
     batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_N)
     key_head = head // group
-    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n, 1, query_tiles, batch, head)
-    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
-    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
-    grad_outs = Rows(
+    queries = HeadView(
+        at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n, 1, query_tiles, batch, head
+    )
+    keys = HeadView(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = HeadView(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    grad_outs = HeadView(
         at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d,
         grad_out_tiles, batch, head,
     )  # fmt: skip
@@ -152,7 +154,7 @@ def window_grad_key_value(
     row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch.to(tl.int64) * heads + head) * row_stride
     dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
-    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
+    strand, has_holes = load_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
     step = start + tl.arange(0, BLOCK_N)
     token = residue + step * dilation
     # Masked keys are real here: what they bring, NaN too, stays in their own rows, and these are put to zero in the end.
@@ -168,7 +170,7 @@ def window_grad_key_value(
     begin, bounds = tile_phases(start, BLOCK_N, BLOCK_M, right, left, strand.first, strand.last, has_holes, ALIGN)
     for phase in tl.static_range(3):  # queries that see some of the keys, all, and some again
         grad_key, grad_value = _window_grad_key_value(
-            grad_key, grad_value, key, value, step, start, queries, grad_outs, normaliser_ptr, delta_ptr, normaliser_tiles,
+            grad_key, grad_value, key, value, step, start, queries, grad_outs, lse_log2_ptr, delta_ptr, lse_log2_tiles,
             delta_tiles, row, begin, bounds[phase], bounds[phase + 1], left, right, strand, dropout, scale_log2, query_sign,
             HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, HOLD_KEPT, PRECISION,
             CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
@@ -176,8 +178,10 @@ def window_grad_key_value(
     in_strand = token < seq_len
     real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)
     if NEED_KEY:
-        grad_keys = Rows(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, head), grad_key_stride_n)
+        grad_keys = HeadView(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, head), grad_key_stride_n)
         store_rows(grad_keys, token, tl.where(real[:, None], grad_key * key_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
-        grad_values = Rows(at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, head), grad_value_stride_n)
+        grad_values = HeadView(
+            at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, head), grad_value_stride_n
+        )
         store_rows(grad_values, token, tl.where(real[:, None], grad_value * value_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)

@@ -13,21 +13,21 @@ from longformer_triton.kernels.triton_impl.primitives import (
     CLEAN,
     EDGE,
     HOLES,
-    NOWHERE,
+    INACTIVE_LSE,
     RUN_TIME_NUMBERS,
     Dropout,
-    Rows,
+    HeadView,
     at_head,
+    is_active,
     keep_pairs,
     keep_tile,
     load_global_keys,
     load_keys_and_values,
     load_rows,
+    load_strand,
     sees_outside,
     signed,
     store_rows,
-    takes_part,
-    text_strand,
     tile_phases,
     visible_pairs,
     window_program,
@@ -36,14 +36,14 @@ from longformer_triton.kernels.triton_impl.primitives import (
 
 @triton.jit
 def add_grad_query(
-    grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
+    grad_query, query, grad_out, lse_log2, delta, key, value, visible, keep, scale_log2,
     MASKED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_query [M, D] plus ds k over one tile of keys, both without dropout's factor r."""
     ACC: tl.constexpr = grad_query.dtype
     # [M, N] each
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=ACC)
-    probability = tl.exp2(scores * scale_log2 - normaliser[:, None])
+    probability = tl.exp2(scores * scale_log2 - lse_log2[:, None])
     grad_probability = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
     if DROPOUT:
         grad_probability = tl.where(keep, grad_probability, 0.0)
@@ -55,7 +55,7 @@ def add_grad_query(
 
 @triton.jit
 def _window_grad_query(
-    grad_query, query, grad_out, normaliser, delta, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin,
+    grad_query, query, grad_out, lse_log2, delta, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin,
     tile_end, strand, dropout, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -70,7 +70,7 @@ def _window_grad_query(
         visible = visible_pairs(low, high, key_start, real, BLOCK_N, CHECK)  # [BLOCK_M, BLOCK_N]
         keep = keep_tile(dropout, query_token, key_start, strand.residue, BLOCK_N, DROPOUT)
         grad_query = add_grad_query(
-            grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
+            grad_query, query, grad_out, lse_log2, delta, key, value, visible, keep, scale_log2,
             MASKED=CHECK != CLEAN, DROPOUT=DROPOUT, PRECISION=PRECISION,
         )  # fmt: skip
     return grad_query
@@ -78,7 +78,7 @@ def _window_grad_query(
 
 @triton.jit
 def _globals_grad_query(
-    grad_query, query, grad_out, normaliser, delta, query_token, keys, values, global_index_ptr, count, left, right, dilation,
+    grad_query, query, grad_out, lse_log2, delta, query_token, keys, values, global_index_ptr, count, left, right, dilation,
     dropout, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,7 +92,7 @@ def _globals_grad_query(
         visible = sees_outside(query_token[:, None], token[None, :], real[None, :], left, right, dilation, IS_CAUSAL)
         keep = keep_pairs(dropout, query_token[:, None], token[None, :], DROPOUT)
         grad_query = add_grad_query(
-            grad_query, query, grad_out, normaliser, delta, key, value, visible, keep, scale_log2,
+            grad_query, query, grad_out, lse_log2, delta, key, value, visible, keep, scale_log2,
             MASKED=True, DROPOUT=DROPOUT, PRECISION=PRECISION,
         )  # fmt: skip
     return grad_query
@@ -101,7 +101,7 @@ def _globals_grad_query(
 @triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
 def window_grad_query(
     query_ptr, key_ptr, value_ptr, key_tiles, value_tiles, key_flags_ptr, span_ptr, global_index_ptr, global_count_ptr,
-    seed_ptr, grad_out_ptr, delta_ptr, normaliser_ptr, grad_query_ptr,
+    seed_ptr, grad_out_ptr, delta_ptr, lse_log2_ptr, grad_query_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n,
     grad_out_stride_b, grad_out_stride_h, grad_out_stride_n, grad_out_stride_d,
@@ -118,15 +118,15 @@ def window_grad_query(
     """
     batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_M)
     key_head = head // group
-    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
-    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
-    values = Rows(
+    queries = HeadView(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = HeadView(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
+    values = HeadView(
         at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n, 1, value_tiles, batch, key_head
     )
-    grad_outs = Rows(
+    grad_outs = HeadView(
         at_head(grad_out_ptr, grad_out_stride_b, grad_out_stride_h, batch, head), grad_out_stride_n, grad_out_stride_d
     )
-    grad_queries = Rows(at_head(grad_query_ptr, grad_query_stride_b, grad_query_stride_h, batch, head), grad_query_stride_n)
+    grad_queries = HeadView(at_head(grad_query_ptr, grad_query_stride_b, grad_query_stride_h, batch, head), grad_query_stride_n)
     key_flags_ptr += batch.to(tl.int64) * seq_len
     dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
@@ -134,10 +134,10 @@ def window_grad_query(
     token = residue + step * dilation
     in_strand = token < seq_len
     row = (batch.to(tl.int64) * heads + head) * row_stride + token
-    normaliser = tl.load(normaliser_ptr + row, mask=in_strand, other=NOWHERE)
+    lse_log2 = tl.load(lse_log2_ptr + row, mask=in_strand, other=INACTIVE_LSE)
     delta = tl.load(delta_ptr + row, mask=in_strand, other=0.0)
     # Rows that take no part may hold NaN: they are not loaded. [BLOCK_M, BLOCK_D] each
-    alive = takes_part(normaliser)
+    alive = is_active(lse_log2)
     query = signed(load_rows(queries, token, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)
     grad_out = load_rows(grad_outs, token, alive, HEAD_DIM, BLOCK_D)
 
@@ -146,18 +146,18 @@ def window_grad_query(
         global_index_ptr += batch.to(tl.int64) * num_globals
         count = tl.load(global_count_ptr + batch).to(tl.int32)
         grad_query = _globals_grad_query(
-            grad_query, query, grad_out, normaliser, delta, token, keys, values, global_index_ptr, count, left, right, dilation,
+            grad_query, query, grad_out, lse_log2, delta, token, keys, values, global_index_ptr, count, left, right, dilation,
             dropout, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_G, IS_CAUSAL, DROPOUT, PRECISION,
         )  # fmt: skip
-    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
+    strand, has_holes = load_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
     ALIGN: tl.constexpr = 64 if DROPOUT else 1
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
     for phase in tl.static_range(3):  # the left edge of the window, what all queries see in full, the right edge
         grad_query = _window_grad_query(
-            grad_query, query, grad_out, normaliser, delta, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
+            grad_query, query, grad_out, lse_log2, delta, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
             bounds[phase + 1], strand, dropout, scale_log2,
             HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
         )  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.states import ceil_div
 from longformer_triton.kernels.triton_impl.tuning import Target
 
 

@@ -18,20 +18,20 @@ from longformer_triton.kernels.triton_impl.primitives import (
     HOLES,
     RUN_TIME_NUMBERS,
     Dropout,
-    Rows,
+    HeadView,
     at_head,
     keep_pairs,
     keep_tile,
     load_global_keys,
     load_keys_and_values,
     load_rows,
+    load_strand,
     real_steps,
     sees_outside,
     signed,
     softmax_finish,
     softmax_update,
     store_rows,
-    text_strand,
     tile_phases,
     visible_pairs,
     window_program,
@@ -101,17 +101,17 @@ def window_forward(
     """
     batch, head, residue, start = window_program(first_head, run_heads, seq_len, dilation, BLOCK_M)
     key_head = head // group
-    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
-    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
-    values = Rows(
+    queries = HeadView(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = HeadView(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n, 1, key_tiles, batch, key_head)
+    values = HeadView(
         at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n, 1, value_tiles, batch, key_head
     )
-    outs = Rows(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
+    outs = HeadView(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
     lse_ptr += (batch.to(tl.int64) * heads + head) * seq_len
     key_flags_ptr += batch.to(tl.int64) * seq_len
     dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
-    strand, has_holes = text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
+    strand, has_holes = load_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK)
     step = start + tl.arange(0, BLOCK_M)
     token = residue + step * dilation
     in_strand = token < seq_len

@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.states import States
 from longformer_triton.kernels.triton_impl.descriptors import fits_descriptor
 
 
-def forward(window: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor] | None:
+def forward(local_qkv: QKV, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> tuple[Tensor, Tensor] | None:
     """(out, lse) of the window part, or None where the window kernel has to compute them."""
-    query, key, value = window
+    query, key, value = local_qkv
     operators = _operators(query)
-    if operators is None or not _is_plain(window, pattern, scale, dropout):
+    if operators is None or not _is_plain(local_qkv, pattern, scale, dropout):
         return None
     is_causal = pattern.covering == "causal"
     with torch.cuda.device_of(query):  # PyTorch chooses by the current device
-        choice = _choice(operators, window, is_causal, scale)
+        choice = _choice(operators, local_qkv, is_causal, scale)
         if choice == SDPBackend.FLASH_ATTENTION:
             results = operators._scaled_dot_product_flash_attention(query, key, value, is_causal=is_causal, scale=scale)
         elif choice == SDPBackend.CUDNN_ATTENTION:
@@ -51,13 +51,13 @@ def _operators(query: Tensor) -> Any:
     return torch.ops.aten if query.is_cuda and torch.version.hip is None else None
 
 
-def _is_plain(window: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> bool:
+def _is_plain(local_qkv: QKV, pattern: AttentionPattern, scale: float, dropout: Dropout | None) -> bool:
     """Whether these kernels compute the same attention, whichever of them PyTorch chooses.
 
     They know no padding and not our dropout, and compare scores before they multiply by the scale, which must be positive
     then. They load 16 bytes at a time, and PyTorch's choice does not look at addresses (compare its issue 183484).
     """
-    query = window[0]
+    query = local_qkv[0]
     return (
         pattern.covering is not None
         and pattern.key_mask is None
@@ -66,13 +66,13 @@ def _is_plain(window: States, pattern: AttentionPattern, scale: float, dropout: 
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[3] % 8 == 0
         and query.numel() > 0
-        and all(fits_descriptor(states) for states in window)
+        and all(fits_descriptor(states) for states in local_qkv)
     )
 
 
-def _choice(operators: Any, window: States, is_causal: bool, scale: float) -> SDPBackend:
+def _choice(operators: Any, local_qkv: QKV, is_causal: bool, scale: float) -> SDPBackend:
     """What ``torch.nn.functional.scaled_dot_product_attention`` would run, decided on the host by shapes and switches."""
-    query, key, value = window
+    query, key, value = local_qkv
     grouped = query.shape[1] != key.shape[1]
     try:
         choice = operators._fused_sdp_choice(query, key, value, None, 0.0, is_causal, scale=scale, enable_gqa=grouped)

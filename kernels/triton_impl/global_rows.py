@@ -18,10 +18,11 @@ from longformer_triton.kernels.triton_impl.primitives import (
     HOLES,
     RUN_TIME_NUMBERS,
     Dropout,
-    Rows,
+    HeadView,
     at_head,
     keep_tile,
     load_rows,
+    real_span,
     real_steps,
     signed,
     softmax_finish,
@@ -29,7 +30,6 @@ from longformer_triton.kernels.triton_impl.primitives import (
     split_of,
     split_program,
     store_rows,
-    text_span,
 )
 
 
@@ -47,9 +47,9 @@ def global_rows_forward(
     """partial_out (batch, heads, splits, num_globals, HEAD_DIM) and partial_lse (..., num_globals), natural log."""
     batch, head, first_slot, split = split_program(0, heads, num_globals, splits, BLOCK_G)
     key_head = head // group
-    queries = Rows(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
-    keys = Rows(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
-    values = Rows(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
+    queries = HeadView(at_head(query_ptr, query_stride_b, query_stride_h, batch, head), query_stride_n)
+    keys = HeadView(at_head(key_ptr, key_stride_b, key_stride_h, batch, key_head), key_stride_n)
+    values = HeadView(at_head(value_ptr, value_stride_b, value_stride_h, batch, key_head), value_stride_n)
     key_flags_ptr += batch.to(tl.int64) * seq_len
     dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 
@@ -58,7 +58,7 @@ def global_rows_forward(
     alive = slot < count
     token = tl.load(global_index_ptr + batch.to(tl.int64) * num_globals + slot, mask=alive, other=0).to(tl.int32)
     query = signed(load_rows(queries, slot, alive, HEAD_DIM, BLOCK_D), query_sign, FLIP_QUERY)  # [BLOCK_G, BLOCK_D]
-    first, last, _ = text_span(span_ptr, batch, seq_len, HAS_MASK)
+    first, last, _ = real_span(span_ptr, batch, seq_len, HAS_MASK)
     begin, end = split_of(split, splits, first, last, BLOCK_N)
     end = end if first_slot < count else begin  # a block past the count has nothing to do
 
@@ -79,7 +79,7 @@ def global_rows_forward(
     out, lse = softmax_finish(acc, row_max, row_sum, scale_log2, rescale, alive)
     row = ((batch.to(tl.int64) * heads + head) * splits + split) * num_globals
     written = slot < num_globals
-    store_rows(Rows(partial_out_ptr + row * HEAD_DIM, HEAD_DIM), slot, out, written, HEAD_DIM, BLOCK_D)
+    store_rows(HeadView(partial_out_ptr + row * HEAD_DIM, HEAD_DIM), slot, out, written, HEAD_DIM, BLOCK_D)
     tl.store(partial_lse_ptr + row + slot, lse, mask=written)
 
 
@@ -108,9 +108,9 @@ def global_rows_combine(
         lse = tl.load(partial_lse_ptr + row + split * num_globals + slot, mask=alive, other=float("-inf"))
         weight = tl.exp(lse - top)
         total += weight
-        parts = Rows(partial_out_ptr + (row + split * num_globals) * HEAD_DIM, HEAD_DIM)
+        parts = HeadView(partial_out_ptr + (row + split * num_globals) * HEAD_DIM, HEAD_DIM)
         acc += weight[:, None] * load_rows(parts, slot, alive, HEAD_DIM, BLOCK_D)
-    outs = Rows(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
+    outs = HeadView(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
     store_rows(outs, token, acc / total[:, None], alive, HEAD_DIM, BLOCK_D)
     lse_ptr += (batch.to(tl.int64) * heads + head) * seq_len
     tl.store(lse_ptr + token, top + tl.log(total), mask=alive)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV, ceil_div, empty_rows
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States, ceil_div, empty_rows
 from longformer_triton.kernels.triton_impl import fused_dense
+from longformer_triton.kernels.triton_impl.absorbed_rows import rows_backward, rows_forward
 from longformer_triton.kernels.triton_impl.backward_global import (
     global_columns_grad_key_value,
     global_rows_grad_key_value,
@@ -35,7 +36,6 @@ from longformer_triton.kernels.triton_impl.global_rows import global_rows_combin
 from longformer_triton.kernels.triton_impl.problem import BackwardInputs, Problem, tensor_arguments
 from longformer_triton.kernels.triton_impl.steps import HostStep, Launch, Step
 from longformer_triton.kernels.triton_impl.tuning import Config, Target, target_of
-from longformer_triton.kernels.triton_impl.wide_rows import rows_backward, rows_forward
 
 __all__ = ["attention_backward", "attention_forward", "backward_steps", "forward_steps", "rows_backward", "rows_forward"]
 
@@ -51,11 +51,11 @@ def _run(steps: Iterator[Step], place: Tensor) -> None:
 
 
 def attention_forward(
-    window: States, rows: States | None, pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    local_qkv: QKV, global_qkv: QKV | None, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of operator ``attention``; ``rows`` are the projections of global tokens, where they have some."""
-    query = window[0]
-    dense = fused_dense.forward(window, pattern, scale, dropout)
+    """(out, lse) of operator ``attention``; ``global_qkv`` are the projections of global tokens, where they have some."""
+    query = local_qkv[0]
+    dense = fused_dense.forward(local_qkv, pattern, scale, dropout)
     if dense is None:
         out = empty_rows(query)
         lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
@@ -63,13 +63,13 @@ def attention_forward(
         out, lse = dense
     if query.numel():
         target, need_window = target_of(query.device), dense is None
-        _run(forward_steps(window, rows, pattern, scale, dropout, out, lse, target, need_window=need_window), query)
+        _run(forward_steps(local_qkv, global_qkv, pattern, scale, dropout, out, lse, target, need_window=need_window), query)
     return out, lse
 
 
 def forward_steps(
-    window: States,
-    rows: States | None,
+    local_qkv: QKV,
+    global_qkv: QKV | None,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -80,12 +80,12 @@ def forward_steps(
     need_window: bool = True,
 ) -> Iterator[Step]:
     """What fills ``out`` and ``lse``; global rows alone where these hold the window's results already."""
-    problem = Problem(window, pattern, scale, dropout, target)
+    problem = Problem(local_qkv, pattern, scale, dropout, target)
     results = {**tensor_arguments("out", out), "lse_ptr": lse}
     if need_window:
         yield from _window_forward_steps(problem, results)
-    if rows is not None and problem.num_globals:
-        yield from _rows_forward_steps(problem.of_rows(rows), results)
+    if global_qkv is not None and problem.num_globals:
+        yield from _rows_forward_steps(problem.of_rows(global_qkv), results)
 
 
 def _window_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
@@ -122,8 +122,8 @@ def attention_backward(
     grad_lse: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    window: States,
-    rows: States | None,
+    local_qkv: QKV,
+    global_qkv: QKV | None,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -131,16 +131,16 @@ def attention_backward(
     grads: list[Tensor],
 ) -> None:
     """Gradients of operator ``attention``, written into ``grads`` where needed."""
-    if window[0].numel() == 0:
+    if local_qkv[0].numel() == 0:
         return
     given = BackwardInputs(grad_out, grad_lse, out, lse)
-    _run(backward_steps(given, window, rows, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
+    _run(backward_steps(given, local_qkv, global_qkv, pattern, scale, dropout, needs, grads, target_of(out.device)), out)
 
 
 def backward_steps(
     given: BackwardInputs,
-    window: States,
-    rows: States | None,
+    local_qkv: QKV,
+    global_qkv: QKV | None,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -149,13 +149,13 @@ def backward_steps(
     target: Target,
 ) -> Iterator[Step]:
     """What fills ``grads`` where needed."""
-    problem = Problem(window, pattern, scale, dropout, target)
+    problem = Problem(local_qkv, pattern, scale, dropout, target)
     if any(needs[:3]):
-        yield from _window_backward_steps(problem, given, rows is not None, needs[:3], grads[:3])
-    if rows is None or not any(needs[3:]):
+        yield from _window_backward_steps(problem, given, global_qkv is not None, needs[:3], grads[:3])
+    if global_qkv is None or not any(needs[3:]):
         return
     if problem.num_globals:
-        yield from _rows_backward_steps(problem.of_rows(rows), given, needs[3:], grads[3:])
+        yield from _rows_backward_steps(problem.of_rows(global_qkv), given, needs[3:], grads[3:])
     else:
         yield from (HostStep(grad.zero_) for grad in grads[3:])
 
@@ -163,7 +163,7 @@ def backward_steps(
 def prepare_step(
     problem: Problem, given: BackwardInputs, *, of_globals: bool = False, without_globals: bool = False
 ) -> tuple[Launch, Arguments]:
-    """The launch that makes delta and normaliser, and the arguments that the launches after it need of it.
+    """The launch that makes delta and lse_log2, and the arguments that the launches after it need of it.
 
     They are of all tokens, of the global tokens alone, or of all others.
     """
@@ -182,7 +182,7 @@ def prepare_step(
         **tensor_arguments("grad_out", grad_out),
         "row_stride": row_stride,
         "delta_ptr": given.lse.new_empty(shape),
-        "normaliser_ptr": given.lse.new_empty(shape),
+        "lse_log2_ptr": given.lse.new_empty(shape),
     }
     available = {
         **problem.arguments,
@@ -247,7 +247,7 @@ def _key_value_steps(
     states = {"query": problem.query, "grad_out": prepared["grad_out_ptr"]}
     by_descriptors = uses_descriptors(problem.target, problem.pattern, states.values())
     config = problem.config("window_grad_key_value", descriptors=by_descriptors)
-    numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "normaliser")}
+    numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "lse_log2")}
     tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
     for run in problem.runs():
         available = {**problem.arguments, **prepared, **sums, **tiles, **run}

@@ -15,14 +15,14 @@ import triton.language as tl
 # of two, because for such rows score * scale - max * scale must be 0: the compiler fuses the first product, so the second must
 # not round.
 FLOOR = tl.constexpr(-(2.0**100))
-# The normaliser of a row that takes no part: exp2(score - NOWHERE) is 0. See backward_prepare.py.
-NOWHERE = tl.constexpr(1e30)
+# lse_log2 of a row that takes no part, whose probabilities exp2(score - INACTIVE_LSE) are then 0. See backward_prepare.py.
+INACTIVE_LSE = tl.constexpr(1e30)
 # The threshold that tells both from other values: well inside, since another type may round them.
-SOMEWHERE = tl.constexpr(5e29)
+FINITE_LIMIT = tl.constexpr(5e29)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# How much a tile has to check of its pairs: nothing; the window and the ends of the text; these and holes inside the text.
+# How much a tile has to check of its pairs: nothing; the window and both ends of the sequence; these and masked tokens between.
 CLEAN = tl.constexpr(0)
 EDGE = tl.constexpr(1)
 HOLES = tl.constexpr(2)
@@ -35,7 +35,7 @@ RUN_TIME_NUMBERS = (
 
 
 class Strand(NamedTuple):
-    """Every ``dilation``-th token from ``residue`` on, and the bounds first .. last - 1 of its steps that are in the text."""
+    """Every ``dilation``-th token from ``residue`` on; its steps first .. last - 1 hold all real tokens."""
 
     residue: Any
     dilation: Any
@@ -43,7 +43,7 @@ class Strand(NamedTuple):
     last: Any
 
 
-class Rows(NamedTuple):
+class HeadView(NamedTuple):
     """The rows (tokens, channels) of one head: the address of token 0's, and the elements between rows and channels.
 
     For the copy engine also a descriptor of the whole (batch, heads, tokens, channels), and where in it these rows are.
@@ -74,7 +74,7 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     Returns:
         (begin, bounds): tile n covers the steps begin + n * other_block and the following. ``bounds`` are four numbers between
         which three phases run: tiles cut by the left edge, tiles that are met in full, tiles cut by the right edge. With holes
-        in the text none is met in full, and all run in the first phase.
+        in the sequence none is met in full, and all run in the first phase.
     """
     low = max(first, start - before)
     high = min(last, start + block + after)
@@ -109,7 +109,7 @@ def window_program(first_head, run_heads, seq_len, dilation, BLOCK: tl.constexpr
 
 @triton.jit
 def split_program(first_head, run_heads, num_globals, splits, BLOCK_G: tl.constexpr):
-    """(batch, head, first slot, split): the BLOCK_G global tokens and the part of the text that this program owns."""
+    """(batch, head, first slot, split): the BLOCK_G global tokens and the part of the sequence that this program owns."""
     blocks = tl.cdiv(num_globals, BLOCK_G)
     program = tl.program_id(0)
     block = (program // splits) % blocks
@@ -138,7 +138,7 @@ def steps_before(token, residue, dilation):
 
 
 @triton.jit
-def text_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
+def real_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
     """(first, last, whether tokens are masked between them): the real tokens of a sample lie in first .. last - 1.
 
     Without a mask all is known, and yet stays a value of the program: as constants, they would make other code of the loops.
@@ -155,16 +155,16 @@ def text_span(span_ptr, batch, seq_len, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def text_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK: tl.constexpr):
+def load_strand(span_ptr, batch, seq_len, residue, dilation, HAS_MASK: tl.constexpr):
     """(the strand from ``residue`` on, whether tokens are masked between its first and its last real one)."""
-    first, last, has_holes = text_span(span_ptr, batch, seq_len, HAS_MASK)
+    first, last, has_holes = real_span(span_ptr, batch, seq_len, HAS_MASK)
     first, last = steps_before(first, residue, dilation), steps_before(last, residue, dilation)
     return Strand(residue, dilation, first, last), has_holes
 
 
 @triton.jit
 def real_steps(step, first, last, token, key_flags_ptr, CHECK: tl.constexpr):
-    """[BLOCK] bool: steps that lie in the text and, with HOLES, are not masked there. ``key_flags_ptr`` is the sample's."""
+    """[BLOCK] bool: steps from ``first`` to ``last`` - 1 and, with HOLES, not masked. ``key_flags_ptr`` is the sample's."""
     real = (step >= first) & (step < last)
     if CHECK == HOLES:
         real = real & (tl.load(key_flags_ptr + token, mask=real, other=0) != 0)
@@ -267,9 +267,9 @@ def load_row_numbers(ptr, token, real, other, CHECK: tl.constexpr):
 
 
 @triton.jit
-def takes_part(normaliser):
-    """[rows] bool: rows whose normaliser is not NOWHERE. NaN takes part, so that gradients tell of it too."""
-    return (normaliser >= SOMEWHERE) == 0
+def is_active(lse_log2):
+    """[rows] bool: rows whose lse_log2 is not INACTIVE_LSE. NaN takes part, so that gradients tell of it too."""
+    return (lse_log2 >= FINITE_LIMIT) == 0
 
 
 @triton.jit
@@ -311,7 +311,7 @@ def softmax_update(scores, keep, value, acc, row_max, row_sum, scale_log2, DROPO
     """One step of the online softmax (FlashAttention-2, arXiv 2307.08691, algorithm 1), in base 2.
 
     ``scores`` [M, N] are raw, FLOOR where not visible; ``acc`` [M, D] and ``row_sum`` [M] are relative to exp2(row_max *
-    scale_log2), which needs scale_log2 > 0. Dropout thins what is summed into ``acc``, not the normaliser.
+    scale_log2), which needs scale_log2 > 0. Dropout thins what is summed into ``acc``, not ``row_sum``.
     """
     new_max = tl.maximum(row_max, tl.max(scores, 1))
     correction = tl.exp2((row_max - new_max) * scale_log2)
@@ -330,7 +330,7 @@ def softmax_finish(acc, row_max, row_sum, scale_log2, rescale, real):
 
     NaN in a query or key, which a maximum passes over, has made its way into the sum, and must be seen.
     """
-    seen = real & ((row_max > -SOMEWHERE) | (row_sum != row_sum))
+    seen = real & ((row_max > -FINITE_LIMIT) | (row_sum != row_sum))
     out = tl.where(seen[:, None], acc * (rescale / row_sum)[:, None], 0.0)
     lse = tl.where(seen, (row_max * scale_log2 + tl.log2(row_sum)) * LN2, float("-inf"))
     return out, lse

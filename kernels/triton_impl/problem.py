@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV, ceil_div
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.kernels.states import States, ceil_div
 from longformer_triton.kernels.triton_impl.descriptors import tiles_of, uses_descriptors
 from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError, Target, target_of
 
-# Sums over the whole text are split until there are about this many programs: four for each multiprocessor of an H100.
+# Sums over a whole sequence are split until there are about this many programs: four for each multiprocessor of an H100.
 _TARGET_PROGRAMS = 528
 # Queries or keys of the largest tile that a table may name.
 _LARGEST_BLOCK = 512
@@ -39,32 +39,30 @@ def tensor_arguments(name: str, states: Tensor) -> dict[str, Any]:
 
 
 def _why_too_far(pattern: AttentionPattern) -> str | None:
-    """None when numbers of tokens, those that a last tile reaches beyond a text too, have 32 bits; else the reason."""
+    """None when numbers of tokens, those that a last tile reaches beyond the end too, have 32 bits; else the reason."""
     farthest = pattern.seq_len + _LARGEST_BLOCK * min(max(pattern.dilations), pattern.seq_len)
     if farthest < 2**31:
         return None
     return f"32-bit numbers of tokens do not reach for a dilation of {max(pattern.dilations)} in {pattern.seq_len} tokens"
 
 
-def why_not_served(window: States, pattern: AttentionPattern, *, dropout: bool) -> str | None:
-    """None when every kernel that attention of ``window`` needs, forward and backward, has a configuration; else the reason.
+def why_not_served(local_qkv: QKV, pattern: AttentionPattern, *, dropout: bool) -> str | None:
+    """None when every kernel that attention of ``local_qkv`` needs, forward and backward, has a configuration; else the reason.
 
     Asked before each call that leaves the choice of a backend open, so that both directions run on the same one.
     """
-    query = window[0]
+    query = local_qkv[0]
     target = target_of(query.device)
     return _why_too_far(pattern) or target.missing(
         query.shape[3], target.precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
-        has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, window),
+        has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, local_qkv),
     )  # fmt: skip
 
 
 class Problem:
     """What all kernels of one call have in common, by the names of their arguments."""
 
-    def __init__(
-        self, states: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target
-    ) -> None:
+    def __init__(self, states: QKV, pattern: AttentionPattern, scale: float, dropout: Dropout | None, target: Target) -> None:
         query, key, value = states
         reason = _why_too_far(pattern)
         if reason is not None:
@@ -128,17 +126,15 @@ class Problem:
         self.scale, self.magnitude = scale, magnitude
         self.key_value = {"key": key, "value": value}
 
-    def of_rows(self, rows: States) -> Problem:
+    def of_rows(self, global_qkv: QKV) -> Problem:
         """The same for the rows of global tokens."""
-        return Problem(rows, self.pattern, self.scale, self.dropout, self.target)
+        return Problem(global_qkv, self.pattern, self.scale, self.dropout, self.target)
 
     def config(self, kernel: str, *, descriptors: bool = False) -> Config:
         """The configuration of one of the kernels, whose window tiles come by descriptors or by pointers."""
-        checks = self.pattern.key_mask is not None or self.num_globals > 0
+        masks = self.pattern.key_mask is not None or self.num_globals > 0
         dropout = self.dropout is not None
-        return self.target.config(
-            kernel, self.head_dim, self.precision, dropout=dropout, checks=checks, descriptors=descriptors
-        )
+        return self.target.config(kernel, self.head_dim, self.precision, dropout=dropout, masks=masks, descriptors=descriptors)
 
     def tiles(self, tensors: dict[str, Tensor], rows: int, *, descriptors: bool) -> dict[str, Any]:
         """The arguments DESCRIPTORS and {name}_tiles: tensors (batch, heads, seq_len, head_dim) in tiles of ``rows`` tokens.
@@ -171,7 +167,7 @@ class Problem:
         return self.batch * heads * ceil_div(self.num_globals, self.arguments["BLOCK_G"])
 
     def splits(self, programs: int, block: int) -> int:
-        """Into how many parts a sum over the text is cut."""
+        """Into how many parts a sum over the sequence is cut."""
         return max(1, min(_TARGET_PROGRAMS // programs, ceil_div(self.seq_len, 4 * block)))
 
     def partials(self, heads: int, splits: int, *channels: int) -> Tensor:

@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from longformer_triton.kernels.triton_impl.tuning import Config
 
 # By what decides about them, the programs that Triton has compiled and loaded.
-_programs: dict[Hashable, Any] = {}
+_compiled: dict[Hashable, Any] = {}
 
 
 @functools.lru_cache
@@ -61,7 +61,7 @@ class Launch:
         return Launch(kernel, programs, {name: available[name] for name in kernel.arg_names}, config)
 
     @property
-    def program_key(self) -> Hashable:
+    def compiled_key(self) -> Hashable:
         """Equal for two launches only if one program of Triton's serves both, on one device."""
         kinds = [
             value if is_constant else _kind(value, is_specialised)
@@ -73,14 +73,14 @@ class Launch:
         """Launch on the current stream of the current device."""
         is_compiled_for_nvidia = isinstance(self.kernel, triton.JITFunction) and torch.version.hip is None
         # AMD's programs differ by the sizes of tensors too.
-        key = (torch.cuda.current_device(), self.program_key) if is_compiled_for_nvidia else None
-        program = _programs.get(key)
+        key = (torch.cuda.current_device(), self.compiled_key) if is_compiled_for_nvidia else None
+        program = _compiled.get(key)
         if program is not None:
             program[(self.programs, 1, 1)](*self.arguments.values())
             return
         program = self.kernel[(self.programs,)](**self.arguments, **self.config.options())
         if key is not None:
-            _programs[key] = program
+            _compiled[key] = program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,14 +92,14 @@ FIXED = {
     "prepare_rows": Config(64, 64),
     "global_rows_combine": Config(64, 64),
     "reduce_partials": Config(64, 64),
-    "keep_rows": Config(16, 256),
+    "dropout_mask": Config(16, 256),
 }
 
 
 class Key(NamedTuple):
     """What a configuration is chosen by.
 
-    ``loads`` says how the kernel's tiles are loaded, by "descriptors" (the copy engine) or by "pointers"; ``checks``, whether
+    ``loads`` says how the kernel's tiles are loaded, by "descriptors" (the copy engine) or by "pointers"; ``masks``, whether
     there may be padding or global tokens.
     """
 
@@ -109,7 +109,7 @@ class Key(NamedTuple):
     loads: str
     head_dim: int
     dropout: bool
-    checks: bool
+    masks: bool
 
 
 def how_loaded(kernel: str, *, descriptors: bool) -> str:
@@ -118,7 +118,7 @@ def how_loaded(kernel: str, *, descriptors: bool) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table; ``registers`` and ``shared_bytes`` are the budget."""
 
     key: Key
@@ -139,11 +139,11 @@ class Row:
 COLUMNS = (
     *Key._fields,
     *(field.name for field in dataclasses.fields(Config)),
-    *(field.name for field in dataclasses.fields(Row) if field.name not in ("key", "config")),
+    *(field.name for field in dataclasses.fields(TableRow) if field.name not in ("key", "config")),
 )
 
 
-def read_rows(path: pathlib.Path) -> list[Row]:
+def read_rows(path: pathlib.Path) -> list[TableRow]:
     """The rows of a table.
 
     Raises:
@@ -162,18 +162,18 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     return [_row_of(dict(zip(COLUMNS, line, strict=True))) for line in lines]
 
 
-def _row_of(line: dict[str, str]) -> Row:
+def _row_of(line: dict[str, str]) -> TableRow:
     numbers = {name: int(text) for name, text in line.items() if text.isdecimal()}
     key = Key(
         line["architecture"], line["precision"], line["kernel"], line["loads"], numbers["head_dim"],
-        dropout=bool(numbers["dropout"]), checks=bool(numbers["checks"]),
+        dropout=bool(numbers["dropout"]), masks=bool(numbers["masks"]),
     )  # fmt: skip
     config = Config(**{field.name: numbers[field.name] for field in dataclasses.fields(Config) if field.name in numbers})
-    return Row(key, config, numbers["registers"], numbers["shared_bytes"], line["reason"])
+    return TableRow(key, config, numbers["registers"], numbers["shared_bytes"], line["reason"])
 
 
 @functools.lru_cache
-def configurations() -> dict[Key, Row]:
+def configurations() -> dict[Key, TableRow]:
     """The shipped table, over it what Triton 3.6 needs, and over these the table that the environment variable names."""
     rows = read_rows(SHIPPED)
     if IS_3_6:
@@ -187,14 +187,14 @@ def configurations() -> dict[Key, Row]:
 # Every call of attention asks for each of its kernels, twice.
 @functools.cache
 def _known(
-    architecture: str, kernel: str, head_dim: int, precision: str, dropout: bool, checks: bool, descriptors: bool
+    architecture: str, kernel: str, head_dim: int, precision: str, dropout: bool, masks: bool, descriptors: bool
 ) -> Config:
     """What the table says."""
     if kernel in FIXED:
         return FIXED[kernel]
     assert kernel in KERNELS, kernel
     if architecture == INTERPRETER:
-        # Small, so that short texts have many tiles; dropout's bytes come for 64 keys at a time.
+        # Small, so that short sequences have many tiles; dropout's bytes come for 64 keys at a time.
         return Config(16, 64 if dropout else 16)
     width = next(width for width in HEAD_DIMS if head_dim <= width)
     loads = how_loaded(kernel, descriptors=descriptors)
@@ -204,7 +204,7 @@ def _known(
         (
             rows[key]
             for name in (architecture, STANDS_IN.get(architecture, architecture))
-            for known in (checks, True)
+            for known in (masks, True)
             if (key := Key(name, precision, kernel, loads, width, dropout, known)) in rows
         ),
         None,
@@ -236,14 +236,14 @@ class Target:
         return self.architecture not in _FEW_REGISTERS.get(precision, ())
 
     def config(
-        self, kernel: str, head_dim: int, precision: str, *, dropout: bool, checks: bool, descriptors: bool = False
+        self, kernel: str, head_dim: int, precision: str, *, dropout: bool, masks: bool, descriptors: bool = False
     ) -> Config:
-        """The configuration of a kernel; a line with ``checks`` serves problems without them that have none of their own.
+        """The configuration of a kernel; a line with ``masks`` serves problems without them that have none of their own.
 
         Raises:
             NotServedError: the table has no line for the problem; the message says for which.
         """
-        config = self.trial.get(kernel) or _known(self.architecture, kernel, head_dim, precision, dropout, checks, descriptors)
+        config = self.trial.get(kernel) or _known(self.architecture, kernel, head_dim, precision, dropout, masks, descriptors)
         pipelined_by_pointers = kernel in KERNELS and not (descriptors and kernel in WINDOW_KERNELS)
         if self.architecture in _COPY_ENGINE and pipelined_by_pointers and IS_3_6:
             return _not_pipelined(config)
@@ -264,10 +264,10 @@ class Target:
         self, head_dim: int, precision: str, *, dropout: bool, padding: bool, has_globals: bool, descriptors: bool
     ) -> str | None:
         """None when all kernels of a problem have a configuration; else the reason that the first without one gives."""
-        checks = padding or has_globals
+        masks = padding or has_globals
         try:
             for kernel in KERNELS if has_globals else WINDOW_KERNELS:
-                self.config(kernel, head_dim, precision, dropout=dropout, checks=checks, descriptors=descriptors)
+                self.config(kernel, head_dim, precision, dropout=dropout, masks=masks, descriptors=descriptors)
         except NotServedError as refusal:
             return refusal.reason
         return None

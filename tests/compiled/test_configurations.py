@@ -31,13 +31,13 @@ RECORDED_WITH = "3.7"
 
 def is_fast(key) -> bool:
     """The default subset: half precision at head_dim 64, every kernel and architecture once, and all of sm_90."""
-    return key.precision == "half" and key.head_dim == 64 and (key.architecture == "sm_90" or (key.checks and not key.dropout))
+    return key.precision == "half" and key.head_dim == 64 and (key.architecture == "sm_90" or (key.masks and not key.dropout))
 
 
 def as_param(row, architecture):
     marks = [] if is_fast(row.key) else [pytest.mark.extended]
     name = "-".join(
-        str(part) for part in (architecture, *row.key[1:5], *(["dropout"] * row.key.dropout), *(["checks"] * row.key.checks))
+        str(part) for part in (architecture, *row.key[1:5], *(["dropout"] * row.key.dropout), *(["masks"] * row.key.masks))
     )
     return pytest.param(row, architecture, id=name, marks=marks)
 
@@ -48,7 +48,7 @@ def variant_of(key) -> Variant:
         head_dim=key.head_dim,
         dtype=torch.float16 if key.precision == "half" else torch.float32,
         tf32=key.precision == "tf32",
-        checks=key.checks,
+        masks=key.masks,
         dropout=key.dropout,
         dilation=3 if could_load_by_descriptors and key.loads == "pointers" else 1,
     )
@@ -84,7 +84,7 @@ def test_shipped_configuration(row, architecture):
 SERVES_MORE = [
     row
     for row in ROWS
-    if row.key.kernel in WINDOW_KERNELS and row.key.checks and row.key._replace(checks=False) not in configurations()
+    if row.key.kernel in WINDOW_KERNELS and row.key.masks and row.key._replace(masks=False) not in configurations()
 ]
 
 
@@ -118,7 +118,7 @@ def own_rows(row) -> tuple[int, ...]:
 def test_bfloat16_compiles_like_float16(kernel):
     """The table says "half" for both."""
     row = configurations()["sm_90", "half", kernel, "descriptors", 64, False, True]
-    compiled = compile_launch(launch_of(kernel, Variant(dtype=torch.bfloat16, checks=True), "sm_90", row.config), "sm_90")
+    compiled = compile_launch(launch_of(kernel, Variant(dtype=torch.bfloat16, masks=True), "sm_90", row.config), "sm_90")
     assert compiled.fits
     assert "HGMMA" in compiled.assembly
 
@@ -197,14 +197,14 @@ def test_half_precision_is_served_everywhere(architecture, head_dim):
     for kernel in kernels:
         for dropout in (False, True):
             for descriptors in {False, target.descriptors}:
-                config = target.config(kernel, head_dim, "half", dropout=dropout, checks=True, descriptors=descriptors)
+                config = target.config(kernel, head_dim, "half", dropout=dropout, masks=True, descriptors=descriptors)
                 assert not dropout or kernel == "global_columns_grad_key_value" or config.block_n % 64 == 0
 
 
 def test_what_has_no_row_is_refused_by_name():
     target = Target.named("sm_90")
     with pytest.raises(NotImplementedError, match=r"head_dim 256, ieee products with dropout, on sm_90.*backend='torch'"):
-        target.config("window_grad_key_value", 256, "ieee", dropout=True, checks=True, descriptors=True)
+        target.config("window_grad_key_value", 256, "ieee", dropout=True, masks=True, descriptors=True)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def on_architecture(monkeypatch):
 
     def choose(architecture):
         monkeypatch.setattr(problem, "target_of", lambda device: Target.named(architecture))
-        monkeypatch.setattr(ops, "_told", set())
+        backends.tell_torch_is_used.cache_clear()
 
     return choose
 
@@ -316,6 +316,6 @@ def test_a_tuned_table_comes_first(shipped, architecture, tmp_path, monkeypatch,
     monkeypatch.setenv("LONGFORMER_TRITON_CONFIGURATIONS", str(file))
     read_again()
     config = Target.named(architecture).config(
-        key.kernel, key.head_dim, key.precision, dropout=key.dropout, checks=key.checks, descriptors=shipped == "sm_90"
+        key.kernel, key.head_dim, key.precision, dropout=key.dropout, masks=key.masks, descriptors=shipped == "sm_90"
     )
     assert config.num_stages == 5

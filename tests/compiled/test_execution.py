@@ -83,11 +83,11 @@ PROBLEMS = [
 @pytest.mark.extended
 @pytest.mark.parametrize(("architecture", "variant"), PROBLEMS)
 def test_every_shipped_configuration(architecture, variant, on_machine, use_products):
-    checks, dilation = variant.checks, variant.dilation
+    masks, dilation = variant.masks, variant.dilation
     # Long enough for several tiles in each of the loops: at both edges of the window, and between them.
     case = Case(
         batch=1, heads=1, key_heads=1, seq_len=400 * dilation, head_dim=variant.head_dim, window=(190, 180), dilation=dilation,
-        padding="left" if checks else "none", globals_="some" if checks else "none", global_rows=checks,
+        padding="left" if masks else "none", globals_="some" if masks else "none", global_rows=masks,
         dropout_p=0.1 if variant.dropout else 0.0,
     )  # fmt: skip
     half = "float16" if dilation > 1 else "bfloat16"

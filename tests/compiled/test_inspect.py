@@ -48,7 +48,7 @@ def test_what_is_refused_is_said():
 
 def test_tuning_refuses_what_races():
     """With two stages, the compiler leaves out a fence between what threads store and the product that reads it."""
-    variant = Variant(checks=True, dropout=True)
+    variant = Variant(masks=True, dropout=True)
     fault = fault_of("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 2))
     assert "a matrix product reads what threads stored, with no fence.proxy.async between them" in fault
     assert fault_of("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 4, 1)) is None
@@ -76,7 +76,7 @@ def test_tuning_refuses_what_is_not_there_to_be_tuned(options):
 
 
 def test_tuning_takes_no_tf32_for_exact_products():
-    variant = Variant(dtype=torch.float32, checks=True, dropout=True)
+    variant = Variant(dtype=torch.float32, masks=True, dropout=True)
     assert compiles("global_rows_grad_key_value", variant, "sm_100", Config(64, 64, 8, 1)) is None
 
 
@@ -106,7 +106,7 @@ def test_the_clean_loop_masks_nothing():
 )
 def test_every_main_loop_is_found(architecture, kernel, dtype, products):
     """It holds the products and the exponentials of a step; what is masked stands elsewhere."""
-    variant = Variant(dtype=dtype, checks=kernel == "global_rows_forward")
+    variant = Variant(dtype=dtype, masks=kernel == "global_rows_forward")
     compiled = next(one for one in compiled_kernels(variant, architecture) if one.kernel == kernel)
     assert any(name.startswith(products) for name in compiled.main_loop)
     assert compiled.mix["exp2"] >= 1

@@ -15,7 +15,7 @@ from longformer_triton.kernels.triton_impl import steps
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import Config
 
-VARIANTS = [Variant(), Variant(checks=True, dropout=True), Variant(checks=True, dilation=3), Variant(dtype=torch.float32)]
+VARIANTS = [Variant(), Variant(masks=True, dropout=True), Variant(masks=True, dilation=3), Variant(dtype=torch.float32)]
 LAUNCHES = [launch for variant in VARIANTS for launch in launches_of(variant, "sm_90", seq_len=100)]
 NUMBERS = st.sampled_from([0, 1, 2, 16, 48, 100, 2**31 - 1, 2**31, 2**31 + 16, -16])
 FLOATS = st.sampled_from([0.0, 1.0, 16.0, 0.125, -2.5])
@@ -64,7 +64,7 @@ def on_a_gpu():
 @given(pairs())
 def test_launches_that_are_alike_to_us_are_alike_to_triton(pair):
     one, other = pair
-    if one.program_key == other.program_key:
+    if one.compiled_key == other.compiled_key:
         assert choice_of(one) == choice_of(other)
 
 
@@ -74,14 +74,14 @@ def test_constants_and_what_is_absent_are_seen(launch):
         changed = 32 if parameter.is_constexpr else None
         if launch.arguments[parameter.name] is not None:
             other = Launch(launch.kernel, 1, launch.arguments | {parameter.name: changed}, launch.config)
-            assert (other.program_key == launch.program_key) == (launch.arguments[parameter.name] is changed)
+            assert (other.compiled_key == launch.compiled_key) == (launch.arguments[parameter.name] is changed)
 
 
 def test_lengths_share_a_program():
     keys = collections.defaultdict(set)
     for seq_len in (100, 101, 128, 1000):
-        for launch in launches_of(Variant(checks=True), "sm_90", seq_len=seq_len):
-            keys[launch.kernel.__name__].add(launch.program_key)
+        for launch in launches_of(Variant(masks=True), "sm_90", seq_len=seq_len):
+            keys[launch.kernel.__name__].add(launch.compiled_key)
     # Those that serve windows and global rows, or add and write, have two.
     assert {name: len(found) for name, found in keys.items() if len(found) > 1} == {"prepare_rows": 2, "reduce_partials": 2}
 
@@ -93,7 +93,7 @@ def test_a_program_is_asked_for_once_and_launched_with_the_arguments_in_order(mo
         def __getitem__(self, grid):
             return lambda *arguments: launched.append((grid, arguments))
 
-    monkeypatch.setattr(steps, "_programs", {})
+    monkeypatch.setattr(steps, "_compiled", {})
     monkeypatch.setattr(torch.cuda, "current_device", itertools.chain([0, 0, 0], [1]).__next__)
     launch = LAUNCHES[0]
     monkeypatch.setattr(

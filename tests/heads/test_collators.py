@@ -1,4 +1,4 @@
-"""Collators: what they hide, how they pad, and which tokens they make global for each task."""
+"""Collators: what they mask, how they pad, and which tokens they make global for each task."""
 
 import math
 
@@ -50,7 +50,7 @@ def rows_of(tokenizer, task):
     return [{**row, "labels": list(range(len(row["input_ids"])))} for row in rows]
 
 
-# --- hidden words -----------------------------------------------------------------------------------------------------
+# --- masked tokens -----------------------------------------------------------------------------------------------------
 
 
 def shares(collator, rows, mask_token_id):

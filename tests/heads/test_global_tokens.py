@@ -14,7 +14,7 @@ from model_cases import MODELS, PADDING, SEPARATOR, ours
 import longformer_triton.heads
 import longformer_triton.model
 from longformer_triton import AttentionPattern
-from longformer_triton.heads.global_tokens import after_first_separators, first_token, question
+from longformer_triton.heads.global_tokens import after_first_separators, first_token, question, tell_nothing_is_global
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,16 +203,19 @@ def test_embeddings_without_a_mask_show_the_first_token_but_no_separator(name, p
     assert torch.equal(marked(patterns[0]), (torch.tensor(FIRST if is_known else NONE) * REAL).float())
 
 
-def test_question_answering_says_that_embeddings_hide_the_question(caplog):
-    name = "LongformerForQuestionAnswering"
+@pytest.mark.parametrize("name", ["LongformerForQuestionAnswering", "LongformerForMultipleChoice"])
+def test_once_it_is_said_that_embeddings_show_no_separator(name, caplog):
+    tell_nothing_is_global.cache_clear()
     model = ours(name)
     inputs = embedded(model, name)
     with caplog.at_level(logging.WARNING, "longformer_triton"):
-        model(**inputs, global_attention_mask=torch.zeros_like(IDS))
+        model(**inputs, **shaped(name, {"global_attention_mask": torch.zeros_like(IDS)}))
         assert not caplog.records
         model(**inputs)
-    assert "global_attention_mask" in caplog.text
-    assert "inputs_embeds do not show" in caplog.text
+        model(**inputs)
+    (record,) = caplog.records
+    assert "global_attention_mask" in record.getMessage()
+    assert "inputs_embeds do not show" in record.getMessage()
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from attention_cases import Case
 
 from longformer_triton.kernels import absorbed_global_attention, blockwise
 from longformer_triton.kernels.dropout import Dropout
-from longformer_triton.kernels.triton_impl import wide_rows
+from longformer_triton.kernels.triton_impl import absorbed_rows
 
 CASES = {
     "one": Case(globals_="first"),
@@ -21,7 +21,7 @@ CASES = {
 @pytest.mark.parametrize("case", list(CASES.values()), ids=list(CASES))
 def test_against_the_reference(case, chunk, monkeypatch):
     if chunk == "row_by_row":
-        monkeypatch.setattr(wide_rows, "_SCORES", 1)
+        monkeypatch.setattr(absorbed_rows, "_SCORES", 1)
     pattern, generator = case.pattern(), case.generator(9)
     hidden, width = 16, case.heads * case.head_dim
 
@@ -46,7 +46,7 @@ def test_against_the_reference(case, chunk, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("module", [wide_rows, blockwise], ids=["triton", "torch"])
+@pytest.mark.parametrize("module", [absorbed_rows, blockwise], ids=["triton", "torch"])
 def test_autocast_lowers_no_product(module):
     """Operators run with autocast on around them; sums, lse and what dropout keeps stay float32."""
     case = Case(batch=2, padding="holes", globals_="some")

@@ -27,9 +27,7 @@ def said(monkeypatch):
     return []
 
 
-find = functools.partial(
-    tune.fastest, architecture=INTERPRETER, variant=Variant(dtype=torch.float32, checks=True), device="cpu"
-)
+find = functools.partial(tune.fastest, architecture=INTERPRETER, variant=Variant(dtype=torch.float32, masks=True), device="cpu")
 
 
 @pytest.mark.parametrize("kernel", ["window_forward", "global_columns_grad_key_value"])

@@ -283,4 +283,4 @@ def test_compiled_checkpointing_with_a_drawn_seed(backend):
 @pytest.mark.parametrize("name", ["attention", "attention_backward", "global_rows", "global_rows_backward"])
 def test_schemas_end_in_what_is_unpacked(name):
     arguments = [argument.name for argument in getattr(torch.ops.longformer_triton, name).default._schema.arguments]
-    assert tuple(arguments[-len(ops._Rest._fields) :]) == ops._Rest._fields
+    assert tuple(arguments[-len(ops._OperatorOptions._fields) :]) == ops._OperatorOptions._fields

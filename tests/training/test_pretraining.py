@@ -161,7 +161,7 @@ def start_and_kill(options, step):
 
 @pytest.mark.skipif(not hasattr(signal, "pause"), reason="needs signals")
 def test_a_killed_run_goes_on_to_the_same_curve(model, texts, whole, tmp_path):
-    """Killed at step 7, it goes on from step 4: steps 5 to 7 come again, with the same rows, hidden words and dropout."""
+    """Killed at step 7, it goes on from step 4: steps 5 to 7 come again, with the same rows, masked tokens and dropout."""
     options = options_of(model, texts, tmp_path / "run")
     start_and_kill(options, 7)
     assert [int(row["step"]) for row in files.read_log(options.out)] == list(range(1, 8))
@@ -331,11 +331,11 @@ def test_a_loss_that_is_no_number_ends_the_run(model, texts, tmp_path):
 
 
 def test_packed_rows_reach_the_model_whole(model, texts, tmp_path, monkeypatch):
-    """Rows of a batch: as long as asked for, no padding but in the last; hidden words alone are predicted."""
+    """Rows of a batch: as long as asked for, no padding but in the last; masked tokens alone are predicted."""
     seen = []
-    forward = pretraining.HiddenTokenLoss.forward
+    forward = pretraining.MaskedTokenLoss.forward
     monkeypatch.setattr(
-        pretraining.HiddenTokenLoss, "forward", lambda self, **batch: (seen.append(batch), forward(self, **batch))[1]
+        pretraining.MaskedTokenLoss, "forward", lambda self, **batch: (seen.append(batch), forward(self, **batch))[1]
     )
     options = options_of(model, texts, tmp_path / "run", max_steps=8, validation_share=0.0)
     run(options)

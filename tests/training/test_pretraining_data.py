@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longformer_triton.heads.packing import PackedRows
-from longformer_triton.heads.pretraining_data import Hider, TrainingRows, ValidationRows, held_out
+from longformer_triton.heads.pretraining_data import TokenMasker, TrainingRows, ValidationRows, held_out
 from longformer_triton.heads.pretraining_options import PretrainingOptions
 
 SEQ_LEN = 12
@@ -26,7 +26,7 @@ def packed(count):
 
 
 def training(tokenizer, count, seed=0):
-    return TrainingRows(packed(count), torch.arange(count), Hider(tokenizer, 0.4, seed))
+    return TrainingRows(packed(count), torch.arange(count), TokenMasker(tokenizer, 0.4, seed))
 
 
 @given(count=st.integers(1, 9), seed=st.integers(0, 5))
@@ -56,7 +56,7 @@ def rows_of(batches):
     return [row for batch in batches for row in batch.input_ids]
 
 
-def test_a_row_hides_other_tokens_in_the_next_epoch(tokenizer):
+def test_a_row_masks_other_tokens_in_the_next_epoch(tokenizer):
     rows = training(tokenizer, 1)
     first, second = rows.batch(0, 1), rows.batch(1, 1)
     assert not torch.equal(first.places, second.places)
@@ -78,7 +78,7 @@ def test_places_and_targets_speak_of_the_rows(tokenizer):
 @given(count=st.integers(1, 12), size=st.integers(1, 4), processes=st.integers(1, 4))
 def test_processes_share_held_out_rows(tokenizer, count, size, processes):
     """Each token once, and as many batches for each process."""
-    rows = ValidationRows(packed(count), torch.arange(count), Hider(tokenizer, 0.4, 1))
+    rows = ValidationRows(packed(count), torch.arange(count), TokenMasker(tokenizer, 0.4, 1))
     (whole,) = rows.batches(count, 0, 1)
     shares = [rows.batches(size, process, processes) for process in range(processes)]
     assert len({len(share) for share in shares}) == 1

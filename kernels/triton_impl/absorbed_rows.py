@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels.dropout import Dropout
+from longformer_triton.kernels.layout import QKV, ceil_div
 from longformer_triton.kernels.pattern import AttentionPattern
-from longformer_triton.kernels.precision import accumulate, accumulation_dtype, product
-from longformer_triton.kernels.states import States, ceil_div
-from longformer_triton.kernels.triton_impl.keep_rows import keep_rows
+from longformer_triton.kernels.precision import accumulation_dtype, matmul, to_accumulation_dtype
+from longformer_triton.kernels.triton_impl.dropout_mask import dropout_mask
 from longformer_triton.kernels.triton_impl.steps import Launch
 from longformer_triton.kernels.triton_impl.tuning import FIXED
 
@@ -40,17 +40,17 @@ class _Chunk(NamedTuple):
 def _product(rows: Tensor, columns: Tensor) -> Tensor:
     """(batch, heads, rows, n) from (batch, heads, rows, m) and (batch, key_heads, m, n): a group's rows share one product."""
     group = rows.shape[1] // columns.shape[1]
-    together = product(rows.unflatten(1, (-1, group)).flatten(2, 3), columns)
+    together = matmul(rows.unflatten(1, (-1, group)).flatten(2, 3), columns)
     return together.unflatten(2, (group, -1)).flatten(1, 2)
 
 
 def _summed_product(rows: Tensor, columns: Tensor, key_heads: int) -> Tensor:
     """(batch, key_heads, m, n), summed over the rows of a group, from (batch, heads, rows, m) and (batch, heads, rows, n)."""
     left, right = (states.unflatten(1, (key_heads, -1)).flatten(2, 3) for states in (rows, columns))
-    return product(left.transpose(-1, -2), right)
+    return matmul(left.transpose(-1, -2), right)
 
 
-def _keys_and_values(inputs: States, pattern: AttentionPattern) -> tuple[Tensor, Tensor]:
+def _keys_and_values(inputs: QKV, pattern: AttentionPattern) -> tuple[Tensor, Tensor]:
     """In the accumulation type, zero at masked tokens, which may hold NaN. Hidden states, which are both, are read once."""
     _, key, value = inputs
     is_one = key.data_ptr() == value.data_ptr() and key.shape == value.shape and key.stride() == value.stride()
@@ -61,13 +61,13 @@ def _keys_and_values(inputs: States, pattern: AttentionPattern) -> tuple[Tensor,
 def _readable(states: Tensor, pattern: AttentionPattern) -> Tensor:
     if pattern.key_mask is not None:
         states = states.masked_fill(~pattern.key_mask[:, None, :, None], 0)
-    return accumulate(states)
+    return to_accumulation_dtype(states)
 
 
 def _factors(scores: Tensor, first_slot: int, pattern: AttentionPattern, dropout: Dropout) -> Tensor:
     """Dropout's factors of the rows from ``first_slot`` on, like ``scores`` (batch, heads, rows, seq_len)."""
     batch, heads, rows, seq_len = scores.shape
-    config = FIXED["keep_rows"]
+    config = FIXED["dropout_mask"]
     keep = torch.empty_like(scores, memory_format=torch.contiguous_format)
     available = {
         "keep_ptr": keep,
@@ -82,7 +82,7 @@ def _factors(scores: Tensor, first_slot: int, pattern: AttentionPattern, dropout
     }
     programs = batch * heads * ceil_div(rows, config.block_m) * ceil_div(seq_len, config.block_n)
     with torch.cuda.device_of(scores):
-        Launch.of(keep_rows, programs, config, available).run()
+        Launch.of(dropout_mask, programs, config, available).run()
     return keep.mul_(dropout.scale)
 
 
@@ -100,7 +100,7 @@ def _chunks(query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float,
     for start in range(0, count, rows):
         columns = slice(start, min(start + rows, count))
         alive = counts[:, None, columns, None]
-        part = accumulate(query[:, :, columns]).masked_fill(~alive, 0)
+        part = to_accumulation_dtype(query[:, :, columns]).masked_fill(~alive, 0)
         scores = _product(part * scale, key.transpose(-1, -2))
         if pattern.key_mask is not None:
             scores = scores.masked_fill(~pattern.key_mask[:, None, None, :], -torch.inf)
@@ -113,7 +113,7 @@ def _chunks(query: Tensor, key: Tensor, pattern: AttentionPattern, scale: float,
 
 
 def rows_forward(
-    inputs: States, pattern: AttentionPattern, scale: float, dropout: Dropout | None
+    inputs: QKV, pattern: AttentionPattern, scale: float, dropout: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(context, lse, kept) of operator ``global_rows``; rows past a sample's count are 0, -inf and 0."""
     query = inputs[0]
@@ -134,7 +134,7 @@ def rows_forward(
 def rows_backward(
     given: tuple[Tensor | None, Tensor | None, Tensor | None],
     saved: tuple[Tensor, Tensor, Tensor],
-    inputs: States,
+    inputs: QKV,
     pattern: AttentionPattern,
     scale: float,
     dropout: Dropout | None,
@@ -151,10 +151,10 @@ def rows_backward(
         grads[0].zero_()
     for chunk in _chunks(query, key, pattern, scale, dropout) if query.numel() else ():
         grad_context, grad_lse, grad_kept = (
-            None if grad is None else accumulate(grad[:, :, chunk.columns]).masked_fill(~alive, 0)
+            None if grad is None else to_accumulation_dtype(grad[:, :, chunk.columns]).masked_fill(~alive, 0)
             for grad, alive in zip(given, (chunk.alive, chunk.alive[..., 0], chunk.alive[..., 0]), strict=True)
         )
-        context, kept = (accumulate(states[:, :, chunk.columns]) for states in (saved[0], saved[2]))
+        context, kept = (to_accumulation_dtype(states[:, :, chunk.columns]) for states in (saved[0], saved[2]))
         # [batch, heads, rows, seq_len]
         grad_probability = torch.zeros_like(chunk.probability)
         delta = torch.zeros_like(chunk.lse)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # query, key, value
-States = tuple[Tensor, Tensor, Tensor]
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 def ceil_div(number: int, divisor: int) -> int:

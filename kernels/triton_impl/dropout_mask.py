@@ -1,4 +1,4 @@
-"""What dropout keeps of rows of global tokens whose products are left to cuBLAS (:mod:`wide_rows`).
+"""What dropout keeps of rows of global tokens whose products are left to cuBLAS (:mod:`absorbed_rows`).
 
     keep_gj = 1 where dropout keeps the probability of key j in the row of global token g, else 0
 
@@ -14,7 +14,7 @@ from longformer_triton.kernels.triton_impl.primitives import RUN_TIME_NUMBERS, D
 
 
 @triton.jit(do_not_specialize=RUN_TIME_NUMBERS)
-def keep_rows(
+def dropout_mask(
     keep_ptr, global_index_ptr, seed_ptr,
     heads, seq_len, num_globals, first_slot, rows, threshold,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
