@@ -297,6 +297,7 @@ class LongformerPreTrainedModel(nn.Module):
             ValueError, TypeError: no row would be left for a token, or it is no number.
         """
         first = self.config.pad_token_id + 1
+        new_num_position_embeddings = settings.plain(new_num_position_embeddings)
         if not isinstance(new_num_position_embeddings, int) or isinstance(new_num_position_embeddings, bool):
             raise TypeError(f"new_num_position_embeddings: got {new_num_position_embeddings!r}, expected an int.")
         if new_num_position_embeddings <= first:

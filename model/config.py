@@ -128,6 +128,9 @@ class LongformerConfig:
         settings.tell_unused(unknown)
         self.validate()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, settings.plain(value))
+
     def validate(self) -> None:
         """Check every field.
 

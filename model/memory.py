@@ -18,7 +18,7 @@ from longformer_triton.model.files import size_in_bytes
 from longformer_triton.model.memory_place import Place
 from longformer_triton.model.memory_steps import Moment
 from longformer_triton.model.memory_terms import Terms
-from longformer_triton.model.settings import check_at_least
+from longformer_triton.model.settings import check_at_least, plain
 
 __all__ = ["MemoryEstimate", "estimate_memory", "longest_text"]
 
@@ -158,6 +158,7 @@ def estimate_memory(
         >>> estimate_memory(config, batch=1, seq_len=4096, training=True, device="cuda").fits("8GB")
         True
     """
+    batch, seq_len, num_globals = map(plain, (batch, seq_len, num_globals))
     flags = {"training": training, "checkpointing": checkpointing}
     flags |= {"fused_optimizer": fused_optimizer, "keeps_gradients": keeps_gradients}
     place = _checked(config, batch, seq_len, dtype, optimizer, architecture, num_globals, device, flags)

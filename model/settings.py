@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 
 from longformer_triton.kernels.checks import dropout_threshold
@@ -149,8 +150,16 @@ def label_maps(
     return names, dict(label2id) if label2id is not None else {name: number for number, name in names.items()}
 
 
+def plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, which loops over settings give, as the numbers and lists that a file can hold."""
+    if isinstance(value, (numpy.generic, numpy.ndarray)):
+        return value.tolist()
+    return [plain(one) for one in value] if isinstance(value, list) else value
+
+
 def windows(value: Any, num_layers: int) -> list[int]:
     """One even, positive window for each layer."""
+    value = plain(value)
     if _is_int(value):
         value = [value] * num_layers
     if not isinstance(value, (list, tuple)) or not all(map(_is_int, value)):

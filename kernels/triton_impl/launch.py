@@ -2,8 +2,8 @@
 
 Each direction is first a list of steps, launches of kernels and what PyTorch does between them, then run in order. The launches
 of the same lists, compiled instead of run, are what ``bench inspect`` and the ahead-of-time tests look at, so what they see is
-what runs. Of windows that leave out nothing, PyTorch may compute the forward instead (:mod:`fused_dense`); the list then holds
-the global rows alone.
+what runs. (Absorbed rows are matrix products of PyTorch's, and one small kernel: :mod:`absorbed_rows`.) Of windows that leave
+out nothing, PyTorch may compute the forward instead (:mod:`fused_dense`); the list then holds the global rows alone.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ import inspect
 import json
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longformer_triton import LongformerConfig
+from longformer_triton import LongformerConfig, estimate_memory
 from longformer_triton.model import CheckpointError, settings
 
 ALLENAI = {
@@ -190,6 +191,20 @@ def test_one_window_stands_for_all_layers_and_a_later_change_takes_effect():
     assert config.windows() == [8, 8, 8]
     config.attention_window = [2, 4, 6]
     assert config.windows() == [2, 4, 6]
+
+
+def test_numbers_of_numpy_are_as_good_as_others(tmp_path):
+    """Loops over settings give them; JSON does not take them."""
+    config = LongformerConfig(
+        attention_window=numpy.array([8, 16]), num_hidden_layers=numpy.int64(2), hidden_dropout_prob=numpy.float32(0.5)
+    )
+    config.vocab_size = numpy.int32(100)
+    assert json.loads(config.to_json_string())["attention_window"] == [8, 16]
+    assert (config.num_hidden_layers, config.hidden_dropout_prob, config.vocab_size) == (2, 0.5, 100)
+    for window in numpy.array([4, 6]):
+        config.attention_window = window
+        assert config.windows() == [window, window]
+    assert estimate_memory(config, seq_len=numpy.int64(64)) == estimate_memory(config, seq_len=64)
 
 
 def test_a_function_as_activation_works_and_is_refused_only_by_json():

@@ -191,7 +191,7 @@ def half_removed(folder):
 # Where a run dies, and how far what it was doing has come then.
 PLACES = {
     "while_a_checkpoint_is_written": (accelerate.Accelerator, "save_state", half_a_checkpoint),
-    "before_it_is_on_the_disk": (files, "_flush", crash),
+    "before_it_is_on_the_disk": (files, "flush", crash),
     "before_it_has_its_name": (pathlib.Path, "replace", crash),
     "while_old_ones_are_removed": (shutil, "rmtree", half_removed),
     "while_the_curve_is_drawn": (files, "draw_curve", crash),
