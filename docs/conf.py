@@ -4,6 +4,8 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 project = "longformer-triton"
@@ -36,3 +38,14 @@ nitpick_ignore_regex = [
     # Names that only type checkers see: aliases, type variables, and what is imported for them alone.
     ("py:class", r"(globals_\.)?GlobalAttention|Token|AddedToken|Tokenizer|models\.BPE|Encoding|longformer_triton\..*\._\w+"),
 ]
+
+_analyze = ModuleAnalyzer.analyze
+
+
+def _without_overloads(self: ModuleAnalyzer) -> None:
+    """Overloads tell type checkers what a flag makes of a result; a page shows the one signature that has the defaults."""
+    _analyze(self)
+    self.overloads = {}
+
+
+ModuleAnalyzer.analyze = _without_overloads
