@@ -314,7 +314,8 @@ def call(operator: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """``attention`` or ``global_rows``, differentiable.
 
     What ``register_autograd`` makes of an operator looks up the default of each of its twenty arguments, in a list of as many
-    that is made anew each time: 130 us of a call, as long as a few kernels take. Only where a graph is made is that needed.
+    that is made anew each time: 130 us of a call, as long as a few kernels take. Where a graph is made, or inside torch.vmap,
+    an operator is what is understood.
     """
-    wants_gradients = torch.is_grad_enabled() and not checks.is_tracing()
-    return (_functions[operator].apply if wants_gradients else operator)(*arguments)
+    is_eager = not checks.is_tracing() and torch._C._functorch.get_interpreter_stack() is None
+    return (_functions[operator].apply if is_eager and torch.is_grad_enabled() else operator)(*arguments)

@@ -69,6 +69,19 @@ def test_the_shorter_way_of_eager_mode_gives_the_gradients_of_the_registered_one
     assert torch.equal(*gradients)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_a_loop_with_gradients():
+    states = torch.randn(3, 1, 2, 16, 8, requires_grad=True)
+
+    def attend(query):
+        return sliding_window_attention(query, query.cos(), query.sin(), window=3)
+
+    expected, got = torch.stack([attend(query) for query in states]), torch.vmap(attend)(states)
+    assert torch.equal(got, expected)
+    weight = torch.randn_like(got)
+    assert torch.equal(*(torch.autograd.grad(out, states, weight)[0] for out in (got, expected)))
+
+
 @pytest.mark.parametrize("max_globals", [None, 3])
 def test_global_index_keeps_its_contract(max_globals):
     marks = torch.tensor([[True, False, True, False], [False, False, False, True]])
