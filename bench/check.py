@@ -24,15 +24,24 @@ _ROWS, _ROWS_OF_A_MEAN = 24, 64
 _MOST_QUERIES = 4096
 # Standard deviations of a mean under dropout: once in ten million cells a right implementation would be called wrong.
 _DEVIATIONS = 5.5
+# A gradient that is smaller than this share of its terms is what float64 left of zero.
+_ZERO = 1e-12
 
 
 class WrongAnswerError(Exception):
     """A provider computed something else than the reference."""
 
 
-def relative_error(got: Tensor, want: Tensor) -> float:
-    """Relative error in the Euclidean norm; infinite for NaN."""
-    error = float((got.double() - want).norm() / want.norm().clamp_min(1e-30))
+def relative_error(got: Tensor, want: Tensor, terms: Tensor | None = None) -> float:
+    """Relative error in the Euclidean norm; infinite for NaN.
+
+    ``terms`` are those whose sum ``want`` is: where they cancel altogether, as in the gradient of a query that sees one key,
+    errors are relative to them.
+    """
+    size = float(want.norm())
+    if terms is not None and size <= _ZERO * float(terms.norm()):
+        size = float(terms.norm())
+    error = float((got.double() - want).norm()) / max(size, 1e-30)
     return math.inf if math.isnan(error) else error
 
 
@@ -166,9 +175,13 @@ def _check_rows(expected: Expected, grads: dict[str, Tensor], rows: Tensor, kind
     if not len(rows):
         return 0.0
     grad_out = expected.inputs.grad_out[sample, head].double()
-    want = torch.cat([part.grad_scores(grad_out[part.index]) @ part.key for part in expected.rows(rows, kind, head)])
+    gradients = (
+        (part.grad_scores(grad_out[part.index]) @ part.key, part.grad_terms(grad_out[part.index]) @ part.key.abs())
+        for part in expected.rows(rows, kind, head)
+    )
+    want, terms = map(torch.cat, zip(*gradients, strict=True))
     channels = slice(head * case.head_dim, (head + 1) * case.head_dim)
-    return _judge(f"query{kind} gradient", case, relative_error(grads[f"query{kind}"][sample, rows, channels], want))
+    return _judge(f"query{kind} gradient", case, relative_error(grads[f"query{kind}"][sample, rows, channels], want, terms))
 
 
 def _check_column(expected: Expected, grads: dict[str, Tensor], column: int, seers: Tensor, kind: str) -> float:
@@ -177,16 +190,17 @@ def _check_column(expected: Expected, grads: dict[str, Tensor], column: int, see
     if not len(seers):
         return 0.0
     group = case.heads // case.real_key_heads
-    want_key, want_value = torch.zeros((2, case.head_dim), dtype=torch.float64, device=seers.device)
+    want_key, want_value, key_terms = torch.zeros((3, case.head_dim), dtype=torch.float64, device=seers.device)
     for head in range(case.heads - group, case.heads):
         grad_out = expected.inputs.grad_out[sample, head].double()
         for part in expected.rows(seers, kind, head):
             want_key += part.grad_scores(grad_out[part.index])[:, column] @ part.query
+            key_terms += part.grad_terms(grad_out[part.index])[:, column] @ part.query.abs()
             want_value += part.kept[:, column] @ grad_out[part.index]
     channels = slice((case.real_key_heads - 1) * case.head_dim, case.real_key_heads * case.head_dim)
     worst = 0.0
-    for name, want in ((f"key{kind}", want_key), (f"value{kind}", want_value)):
-        error = relative_error(grads[name][sample, column, channels], want)
+    for name, want, terms in ((f"key{kind}", want_key, key_terms), (f"value{kind}", want_value, None)):
+        error = relative_error(grads[name][sample, column, channels], want, terms)
         worst = max(worst, _judge(f"{name} gradient", case, error))
     return worst
 

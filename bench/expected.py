@@ -47,6 +47,10 @@ class Rows:
         mean = (self.probability * grad_kept).sum(-1, keepdim=True)
         return self.probability * (grad_kept - mean) * self.scale
 
+    def grad_terms(self, grad_out: Tensor) -> Tensor:
+        """How large the terms are that cancel in :meth:`grad_scores`: altogether where a row sees one key."""
+        return self.probability * (grad_out @ self.value.T * self.factor).abs() * self.scale
+
 
 @dataclasses.dataclass(frozen=True)
 class Expected:

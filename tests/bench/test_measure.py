@@ -5,7 +5,7 @@ import torch
 
 from longformer_triton.bench import measure as measure_module
 from longformer_triton.bench.cases import FORWARD, TRAINING, Case
-from longformer_triton.bench.check import WrongAnswerError
+from longformer_triton.bench.check import WrongAnswerError, relative_error
 from longformer_triton.bench.measure import Cell, measure, peak_extra_bytes
 from longformer_triton.bench.providers import PROVIDERS, Ours
 from longformer_triton.kernels import sliding_window_attention
@@ -28,6 +28,20 @@ def test_every_provider_agrees_with_the_reference(provider, num_globals, directi
     assert result.repeats == 3
     assert 0 < result.p20_ms <= result.p50_ms <= result.p80_ms
     assert result.peak_extra_mib > 0
+
+
+@pytest.mark.parametrize("axes", [{"dilation": 100}, {"padding": 99}], ids=["dilated_beyond_the_text", "one_real_token"])
+def test_gradients_that_are_zero_are_right_up_to_rounding(axes):
+    """A query that sees itself alone has a probability of one, whatever its score."""
+    case = small_case("ours-torch", TRAINING, **axes)
+    assert measure(case, CPU, cell_seconds=0.0).relative_error < 1e-5
+
+
+def test_a_gradient_that_should_be_zero_and_is_not_is_wrong():
+    want, terms = torch.tensor([1e-17, 0.0], dtype=torch.float64), torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([0.0, 5.0]), want, terms) == pytest.approx(1)
+    assert relative_error(torch.tensor([0.0, 5e-7]), want, terms) == pytest.approx(1e-7)
+    assert relative_error(torch.tensor([2e-3, 0.0]), torch.tensor([1e-3, 0.0]), terms) == pytest.approx(1)
 
 
 def test_a_graph_has_no_peak_of_memory(monkeypatch):
