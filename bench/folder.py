@@ -7,16 +7,14 @@ alike, and sweeps with axes that are yet to be invented.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from longformer_triton.bench.cases import Case
 from longformer_triton.bench.model_cells import ModelCase
-from longformer_triton.bench.record import FILE_NAME, OK, names
+from longformer_triton.bench.record import FILE_NAME, OK, names, read_rows
 
 Row = dict[str, str]
 _Case = TypeVar("_Case")
@@ -68,21 +66,19 @@ def read(folder: pathlib.Path) -> Results:
     """The results of a folder.
 
     Raises:
-        ValueError: there is no such file, or it was not written by :class:`~longformer_triton.bench.record.Record`.
+        ValueError: there is no such file, it was not written by :class:`~longformer_triton.bench.record.Record`, or it is
+            damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise ValueError(f"folder: {path} does not exist; run `longformer-triton bench sweep --out {folder}` first.")
-    text = path.read_text()
-    # A crash may have cut the last line short.
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    columns = list(reader.fieldnames or ())
+    columns, rows = read_rows(path)
     missing = [name for name in ("status", "reason", "device", "date") if name not in columns]
     if missing:
         raise ValueError(f"folder: {path} has no column {', '.join(missing)}; expected a file that a benchmark wrote.")
     status, device = columns.index("status"), columns.index("device")
     axes = tuple(columns[:status])
-    latest = {tuple(row[axis] for axis in axes): row for row in reader}
+    latest = {tuple(row[axis] for axis in axes): row for row in rows}
     return Results(folder, axes, tuple(columns[status + 2 : device]), tuple(columns[device:]), tuple(latest.values()))
 
 

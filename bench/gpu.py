@@ -26,7 +26,7 @@ from longformer_triton.bench.longest import run_longest
 from longformer_triton.bench.model_plot import draw_and_describe
 from longformer_triton.bench.model_sweep import ModelPlan, run_models
 from longformer_triton.bench.plot_suites import draw_suite
-from longformer_triton.bench.suites import SUITE_NAME, gpu_plans
+from longformer_triton.bench.suites import gpu_plans, note_suite
 from longformer_triton.bench.sweep import Plan, run_sweep
 
 _STATE = "steps.json"
@@ -77,8 +77,8 @@ def _command(name: str, command: list[str], share: float = 1.0, **environment: s
 
 def _sweep(plans: Sequence[Plan]) -> Step:
     def step(folder: pathlib.Path, console: Console, left: float | None) -> bool | None:
+        note_suite("gpu", folder / _SWEEP)
         finished = run_sweep([dataclasses.replace(plan, time_limit=left) for plan in plans], folder / _SWEEP, console)
-        (folder / _SWEEP / SUITE_NAME).write_text("gpu\n")
         return True if finished else None
 
     return step

@@ -29,7 +29,7 @@ from longformer_triton.bench.plot import (
     usual,
     write,
 )
-from longformer_triton.bench.suites import MEMORY, MODEL, suite_of
+from longformer_triton.bench.suites import MEMORY, MODEL, suites_of
 
 _TITLE, _SMALL = 15, 9
 _MOST_IN_A_PANEL = 7
@@ -217,15 +217,16 @@ def draw_suite(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         ValueError: the folder holds nothing to draw.
     """
-    name = suite_of(folder)
-    if name == MODEL:
+    names = suites_of(folder)
+    if MODEL in names:
         from longformer_triton.bench.model_plot import draw_and_describe
 
         return draw_and_describe(folder)
     frame = plot.load(folder)
+    pictures = {title: draw for name in names for title, draw in _PICTURES[name].items()}
     with mpl.rc_context(SETTINGS):
-        written = write({title: draw(frame) for title, draw in _PICTURES[name].items()}, folder)
-    if name == MEMORY:
+        written = write({title: draw(frame) for title, draw in pictures.items()}, folder)
+    if MEMORY in names:
         described = folder / memory.MARKDOWN_NAME
         described.write_text(memory.as_markdown(frame))
         written.insert(0, described)

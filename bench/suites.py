@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from longformer_triton.bench.cases import PREFIX, SCATTERED, TRAINING
+from longformer_triton.bench.model_cells import ModelCase, ModelMeasurement
 from longformer_triton.bench.model_sweep import ModelPlan, run_models
 from longformer_triton.bench.providers import PROVIDERS
+from longformer_triton.bench.record import Record
 from longformer_triton.bench.sweep import Plan, run_sweep
 
 MODEL, MEMORY = "model", "memory"
-# Written beside the CSV, so that its pictures can be drawn again.
+# Written beside the CSV, a suite a line, so that its pictures can be drawn again.
 SUITE_NAME = "suite.txt"
 _OURS = ("ours-triton", "ours-torch")
 _K = 1024
@@ -196,12 +198,12 @@ def run_suite(name: str, plans: Plan | Sequence[Plan] | ModelPlan, folder: pathl
         ValueError: a plan or the folder does not fit.
         KeyboardInterrupt: the user stopped it; every finished row is on disk.
     """
-    try:
-        finished = run_models(plans, folder, console) if isinstance(plans, ModelPlan) else run_sweep(plans, folder, console)
-    except KeyboardInterrupt:
-        (folder / SUITE_NAME).write_text(f"{name}\n")
-        raise
-    (folder / SUITE_NAME).write_text(f"{name}\n")
+    for plan in [plans] if isinstance(plans, (Plan, ModelPlan)) else plans:
+        plan.validate()
+    # Refuses a folder of other results before anything is written there.
+    Record(folder, *((ModelCase, ModelMeasurement) if isinstance(plans, ModelPlan) else ()))
+    note_suite(name, folder)
+    finished = run_models(plans, folder, console) if isinstance(plans, ModelPlan) else run_sweep(plans, folder, console)
     first = plans if isinstance(plans, (Plan, ModelPlan)) else plans[0]
     if finished and name == MEMORY and first.device.startswith("cuda"):
         from longformer_triton.bench.memory import run_longest_attention
@@ -211,8 +213,18 @@ def run_suite(name: str, plans: Plan | Sequence[Plan] | ModelPlan, folder: pathl
     return finished
 
 
-def suite_of(folder: pathlib.Path) -> str:
-    """The suite that a folder was measured for; ``all`` where none was noted."""
+def note_suite(name: str, folder: pathlib.Path) -> None:
+    """Note in a folder, made if it is not there, that it is measured for a suite, before anything is: a run may be killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = [*_noted(folder), name]
+    (folder / SUITE_NAME).write_text("".join(f"{one}\n" for one in dict.fromkeys(noted)))
+
+
+def suites_of(folder: pathlib.Path) -> list[str]:
+    """The suites that a folder was measured for, in the order of their first runs; ``all`` where none was noted."""
+    return _noted(folder) or ["all"]
+
+
+def _noted(folder: pathlib.Path) -> list[str]:
     path = folder / SUITE_NAME
-    name = path.read_text().strip() if path.exists() else "all"
-    return name if name in SUITES else "all"
+    return [name for name in path.read_text().split() if name in SUITES] if path.exists() else []

@@ -27,7 +27,8 @@ _MOST_PERCENT = 99
 class Plan:
     """The axes of a sweep and its limits. Times are in seconds; the axes are those of :class:`~.cases.Case`.
 
-    ``peer_windows`` are the windows at which other implementations run; None means all.
+    ``peer_windows`` are the windows at which other implementations run; None means all. ``retry``: whether to measure again
+    what died, went wrong or ran out of memory.
     """
 
     lengths: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -50,6 +51,7 @@ class Plan:
     threads: int | None = None
     cell_seconds: float = 3.0
     max_call_seconds: float = 60.0
+    retry: bool = False
     peer_windows: Sequence[int] | None = None
     time_limit: float | None = None
 
@@ -148,7 +150,7 @@ def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | 
 def run_sweep(plan: Plan | Sequence[Plan], folder: pathlib.Path, console: Console) -> bool:
     """Measure every cell of one plan, or of several in turn, that ``folder`` does not hold yet.
 
-    Several plans share a device, a number of threads and a time limit, those of the first.
+    Several plans share a device, a number of threads, a time limit and ``retry``, those of the first.
 
     Returns:
         Whether the plans were finished; False when the time limit came first.
@@ -162,19 +164,28 @@ def run_sweep(plan: Plan | Sequence[Plan], folder: pathlib.Path, console: Consol
         each.validate()
     first = plans[0]
     record = Record(folder)
-    done = record.finished()
+    done = record.finished(retry=first.retry)
     origin = provenance(torch.device(first.device))
     if first.threads is not None:
         origin["threads"] = str(first.threads)
+    for other in record.others(origin):
+        console.print(
+            f"[yellow]{record.path.parent} holds cells of {other}, which pictures would join with those of now: another --out "
+            "keeps them apart."
+        )
     # The first plan that names a cell decides its limits.
     cells = {case: each for each in reversed(plans) for case in each.cases()}
     cases = list(dict.fromkeys(case for each in plans for case in each.cases()))
     deadline = None if first.time_limit is None else time.monotonic() + first.time_limit
     worker = Worker(first.device, first.threads, measure)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console.print(f"{len(cases)} cells on {origin['device']}, {sum(case in done for case in cases)} done before: {record.path}")
+    failed = sum(row["status"] != OK for case, row in done.items() if case in cells)
+    again = f" ({failed} of them failed; --retry measures these again)" if failed else ""
+    console.print(
+        f"{len(cases)} cells on {origin['device']}, {sum(case in done for case in cases)} done before{again}: {record.path}"
+    )
     try:
-        with Progress(*columns, console=console) as progress:
+        with record.alone(), Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cases))
             for case in cases:
                 progress.update(task, description=label(case))
@@ -200,6 +211,9 @@ def _run_cell(
     reason = why_skip(case, plan, done)
     if reason is not None:
         record.append(case, SKIPPED, origin, reason=reason)
+        # Why a provider cannot run at all was said before.
+        if PROVIDERS[case.provider].why_not(case, torch.device(plan.device)) is None:
+            console.print(f"{label(case)}: skipped: {reason}")
         return True
     if deadline is not None and time.monotonic() > deadline:
         return False

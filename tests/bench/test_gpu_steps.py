@@ -212,7 +212,7 @@ def test_sweeps_share_a_folder_that_the_suite_goes_on_in(tmp_path, monkeypatch):
     assert steps["sweep, 0 globals"](tmp_path, console, 7.0) is True
     assert steps["sweep, 64 scattered globals, dropout 10 %"](tmp_path, console, 1.0) is None
     assert ran == [tmp_path / "sweep"] * 2
-    assert suites.suite_of(tmp_path / "sweep") == "gpu"
+    assert suites.suites_of(tmp_path / "sweep") == ["gpu"]
 
 
 def test_correctness_needs_neither_transformers_nor_assets():

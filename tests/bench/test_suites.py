@@ -228,7 +228,24 @@ def test_an_interruption_keeps_the_suite_s_name(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "run_sweep", stop)
     with pytest.raises(KeyboardInterrupt):
         suites.run_suite("paper", suites.plans_of("paper", "cpu", {}), tmp_path, QUIET)
-    assert suites.suite_of(tmp_path) == "paper"
+    assert suites.suites_of(tmp_path) == ["paper"]
+
+
+def test_a_folder_of_two_suites_has_the_pictures_of_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "run_sweep", lambda plans, folder, console: True)
+    for name in ("windows", "paper", "windows"):
+        suites.run_suite(name, suites.plans_of(name, "cpu", {}), tmp_path, QUIET)
+    made_up("windows", tmp_path)
+    made_up("paper", tmp_path)
+    suites.note_suite("windows", tmp_path)
+    assert {path.stem for path in draw_all(tmp_path)} == {"windows", "speedup", "paper"}
+
+
+def test_a_suite_leaves_no_note_in_a_folder_of_other_results(tmp_path):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        suites.run_suite("paper", suites.plans_of("paper", "cpu", {}), tmp_path, QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
 @pytest.mark.parametrize(
