@@ -20,6 +20,7 @@ from longformer_triton.bench.cases import DTYPES, TRAINING, Case
 from longformer_triton.bench.longest import longest
 from longformer_triton.bench.machine import provenance
 from longformer_triton.bench.measure import Cell
+from longformer_triton.bench.plot import one_window, setting, usual
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
 from longformer_triton.bench.sweep import Plan, label
@@ -64,20 +65,24 @@ def fits(frame: pd.DataFrame) -> list[Fit]:
     found = []
     measured = frame.dropna(subset=["peak_extra_mib"])
     for (provider, direction), rows in measured.groupby(["provider", "direction"], sort=False):
-        rows = rows.sort_values("seq_len")
         if len(rows) < _FEWEST:
             continue
-        lengths = rows["seq_len"].to_numpy(float)
-        states = (3 if direction != TRAINING else 4) * rows["batch"] * rows["heads"] * rows["head_dim"]
-        inputs = states * rows["dtype"].map(lambda name: DTYPES[name].itemsize) * rows["seq_len"]
-        peaks = (rows["peak_extra_mib"] * 2**20 + inputs).to_numpy(float)
+        lengths, measured_peaks = peaks(rows)
         kept = slice(None) if len(rows) == _FEWEST else slice(0, -1)
-        off = abs(_polynomial(lengths[kept], peaks[kept]) @ _powers(lengths[-1:])[0] / peaks[-1] - 1)
-        constant, linear, quadratic = map(float, _polynomial(lengths, peaks))
+        off = abs(_polynomial(lengths[kept], measured_peaks[kept]) @ _powers(lengths[-1:])[0] / measured_peaks[-1] - 1)
+        constant, linear, quadratic = map(float, _polynomial(lengths, measured_peaks))
         found.append(Fit(str(provider), str(direction), constant, linear, quadratic, float(off)))
     if not found:
         raise ValueError("folder: no provider was measured at three lengths or more, so there is nothing to extrapolate.")
     return found
+
+
+def peaks(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths, ascending; measured bytes of one call at each, inputs and the gradient of the output included)."""
+    rows = rows.sort_values("seq_len")
+    states = rows["direction"].map(lambda name: 4 if name == TRAINING else 3) * rows["batch"] * rows["heads"] * rows["head_dim"]
+    inputs = states * rows["dtype"].map(lambda name: DTYPES[name].itemsize) * rows["seq_len"]
+    return rows["seq_len"].to_numpy(float), (rows["peak_extra_mib"] * 2**20 + inputs).to_numpy(float)
 
 
 def _powers(lengths: np.ndarray) -> np.ndarray:
@@ -93,7 +98,8 @@ def _polynomial(lengths: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 
 
 def as_markdown(frame: pd.DataFrame) -> str:
-    """The table of :func:`fits`, with where it comes from."""
+    """The table of :func:`fits`, with where it comes from; of one window, where the folder has several."""
+    frame, window = one_window(usual(frame))
     first = frame.iloc[0]
     budgets = "".join(f" tokens in {budget} GiB |" for budget in BUDGETS_GIB)
     lines = [
@@ -104,13 +110,13 @@ def as_markdown(frame: pd.DataFrame) -> str:
         cells = "".join(f" {rounded(fit.longest(budget * 2**30)):,} |" for budget in BUDGETS_GIB)
         title = PROVIDERS[fit.provider].title
         lines.append(f"| {title} | {fit.direction} | {fit.linear:,.0f} | {fit.quadratic:,.1f} |{cells} {fit.off:.1%} |")
-    window = frame["window"].max()
+    commits = ", ".join(dict.fromkeys(frame["commit"].astype(str)))
     lines += [
         "",
-        f"Attention, batch 1, {first['heads']} heads, head_dim {first['head_dim']}, {first['dtype']}, window {window:.0f}.",
+        f"Attention, {setting(frame).partition(';')[0]}{'' if window is None else f', window {window}'}.",
         f"Peaks were measured at {', '.join(str(length) for length in sorted(frame['seq_len'].unique()))} tokens, inputs",
         "included; longer texts are extrapolated. The last column is the error at the longest, predicted from the others.",
-        f"{first['device']}, torch {first['torch']}, {first['date'][:10]}, commit {first['commit']}.",
+        f"{first['device']}, torch {first['torch']}, {first['date'][:10]}, commit {commits}.",
     ]
     return "\n".join(lines) + "\n"
 

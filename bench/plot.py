@@ -35,7 +35,7 @@ _STYLE = {
     "natten": ("#56B4E9", "d"),
     "xformers": ("#CC79A7", "<"),
     "flash-attn": ("#56B4E9", "s"),
-    "reference": ("#E69F00", "x"),
+    "reference": ("#8C564B", "x"),
     "ours": ("#0072B2", "o"),
     "roberta": ("#000000", "s"),
 }
@@ -91,12 +91,11 @@ def title_of(provider: str) -> str:
     return PROVIDERS[provider].title if provider in PROVIDERS else provider
 
 
-# Axes that stay the same in a picture that does not draw them, with what is usual.
+# Axes that stay the same in a picture that does not draw them, with what is usual. (As many key heads as heads stand as NaN.)
 _USUAL = {
     field.name: field.default
     for field in dataclasses.fields(Case)
-    if field.name not in ("provider", "direction", "seq_len", "window", "key_heads")
-    and field.default is not dataclasses.MISSING
+    if field.name not in ("provider", "direction", "seq_len", "window") and field.default is not dataclasses.MISSING
 }
 
 
@@ -107,19 +106,22 @@ def usual(frame: pd.DataFrame, *drawn: str) -> pd.DataFrame:
     """
     for axis in [axis for axis in _USUAL if axis not in drawn]:
         windowed = frame[frame["window"].notna()] if axis in ("num_globals", "globals_at", "dilation") else frame
-        present = set(windowed[axis])
-        if len(present) > 1:
-            kept = _USUAL[axis] if _USUAL[axis] in present else min(present)
-            frame = frame[(frame[axis] == kept) | ~frame.index.isin(windowed.index)]
+        present, some_absent = list(windowed[axis].dropna().unique()), bool(windowed[axis].isna().any())
+        if len(present) + some_absent < 2:
+            continue
+        kept = _USUAL[axis] if _USUAL[axis] in present else min(present)
+        chosen = frame[axis].isna() if some_absent else frame[axis] == kept
+        frame = frame[chosen | ~frame.index.isin(windowed.index)]
     return frame
 
 
-def main_window(frame: pd.DataFrame) -> int:
-    """The window of the scaling picture: 512, the paper's, or the middle one that was measured."""
+def one_window(frame: pd.DataFrame) -> tuple[pd.DataFrame, int | None]:
+    """The rows of full attention and those of one window, and that: 512, the paper's, or the middle one; None without any."""
     windows = sorted(frame["window"].dropna().astype(int).unique())
     if not windows:
-        raise ValueError("folder: no windowed provider was measured, so there is nothing to draw.")
-    return 512 if 512 in windows else windows[len(windows) // 2]
+        return frame, None
+    window = 512 if 512 in windows else int(windows[len(windows) // 2])
+    return frame[frame["window"].isna() | (frame["window"] == window)], window
 
 
 def lines(
@@ -171,22 +173,63 @@ def short(number: int) -> str:
 
 
 def setting(frame: pd.DataFrame) -> str:
-    """One line that says what was measured and where."""
+    """One line that says what was measured and where; more than one machine, where a folder holds rows of several."""
     first = frame.iloc[0]
-    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} thread{'' if first['threads'] == 1 else 's'}"
     num_globals = int(frame["num_globals"].max())
     tokens = {0: "no global token", 1: "one global token"}.get(num_globals, f"{num_globals} global tokens")
     return (
-        f"batch {int(first['batch'])}, {int(first['heads'])} heads, head_dim {int(first['head_dim'])}, {first['dtype']}, "
-        f"{tokens}; {first['device']}{threads}, torch {first['torch']}"
+        f"batch {int(first['batch'])}, {counted(first['heads'], 'head')}, head_dim {int(first['head_dim'])}, {first['dtype']}, "
+        f"{', '.join([tokens, *_unusual(frame)])}; {' and '.join(_places(frame))}"
     )
+
+
+def counted(number: float, what: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{int(number)} {what}{'' if number == 1 else 's'}"
+
+
+def _unusual(frame: pd.DataFrame) -> list[str]:
+    """What captions say only where it is so."""
+    windowed = frame[frame["window"].notna()]
+    words = [f"{name} {int(frame[name].max())} %" for name in ("padding", "dropout") if frame[name].max() > 0]
+    if frame["is_causal"].any():
+        words.append("causal")
+    if (windowed["dilation"] > 1).any():
+        words.append(f"dilation {int(windowed['dilation'].max())}")
+    if frame["key_heads"].notna().any():
+        words.append(counted(frame["key_heads"].max(), "key head"))
+    return [*words, "in a CUDA graph"] if frame["graph"].any() else words
+
+
+def _places(frame: pd.DataFrame) -> list[str]:
+    """Each device with its number of threads and its PyTorch."""
+    return list(
+        dict.fromkeys(
+            f"{device}{'' if pd.isna(threads) else ', ' + counted(threads, 'thread')}, torch {version}"
+            for device, threads, version in zip(frame["device"], frame["threads"], frame["torch"], strict=True)
+        )
+    )
+
+
+def window_label(frame: pd.DataFrame) -> str:
+    """What the axis of windows is called."""
+    return f"window, tokens ({'before the query' if frame['is_causal'].any() else 'both sides'})"
+
+
+def room_above(axes: Axes, share: float) -> None:
+    """Stretch a logarithmic axis upwards, for a legend that covers no line."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** share)
+
+
+def room_for_legend(axes: Axes) -> None:
+    """The same, by how many entries the legend will have."""
+    room_above(axes, 0.1 + 0.09 * len(axes.get_legend_handles_labels()[0]))
 
 
 def draw_scaling(frame: pd.DataFrame) -> Figure:
     """Time and peak extra memory against length, log-log, with fitted exponents; full attention for contrast."""
-    frame = usual(frame)
-    window = main_window(frame)
-    frame = frame[frame["window"].isna() | (frame["window"] == window)]
+    frame, window = one_window(usual(frame))
     directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
     figure = Figure(figsize=(6.2 * len(directions), 10.2), layout="constrained")
     grid = figure.subplots(2, len(directions), squeeze=False, sharex=True)
@@ -199,34 +242,38 @@ def draw_scaling(frame: pd.DataFrame) -> Figure:
         ):
             lines(axes, rows, value, "seq_len", with_exponent=True)
             log_axes(axes, ticks, "sequence length N, tokens", label)
-            low, high = axes.get_ylim()
-            axes.set_ylim(low, high * (high / low) ** 0.42)  # room for the legend above the lines
+            plain_numbers(axes)
+            room_for_legend(axes)
             axes.legend(fontsize=10, loc="upper left")
         grid[0][column].set_title(direction)
-    figure.suptitle(f"Attention with a window of {window} tokens against full attention\n", fontsize=15)
+    named = "Full attention" if window is None else f"Attention with a window of {window} tokens against full attention"
+    figure.suptitle(f"{named}\n", fontsize=15)
     figure.text(0.5, 0.962, setting(frame), ha="center", va="top", fontsize=9)
     return figure
 
 
-def draw_windows(frame: pd.DataFrame) -> Figure:
-    """Time against the window at the longest length that windowed providers share; full attention as a level line."""
+def draw_windows(frame: pd.DataFrame) -> Figure | None:
+    """Time against the window at the longest length of ours, or of others; full attention as level lines. None without any."""
     frame = usual(frame)
-    directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
+    with_window = set(frame[frame["window"].notna()]["direction"])
+    directions = [direction for direction in DIRECTIONS if direction in with_window]
+    if not directions:
+        return None
     figure = Figure(figsize=(6.2 * len(directions), 5.4), layout="constrained")
     grid = figure.subplots(1, len(directions), squeeze=False)
     for axes, direction in zip(grid[0], directions, strict=True):
         rows = frame[frame["direction"] == direction]
         windowed = rows[rows["window"].notna()]
-        length = int(windowed[windowed["provider"].isin(OURS)]["seq_len"].max())
+        ours = windowed[windowed["provider"].isin(OURS)]
+        length = int((windowed if ours.empty else ours)["seq_len"].max())
         at_length = windowed[windowed["seq_len"] == length]
         lines(axes, at_length, "p50_ms", "window", with_exponent=False)
         full = rows[rows["window"].isna() & (rows["seq_len"] == length)]
         for _, row in full.iterrows():
-            axes.axhline(row["p50_ms"], color=_STYLE["sdpa"][0], linestyle="--", label=title_of(row["provider"]))
-        log_axes(axes, sorted(at_length["window"].astype(int).unique()), "window, tokens (both sides)", "milliseconds a call")
+            axes.axhline(row["p50_ms"], color=style_of(row["provider"])[0], linestyle="--", label=title_of(row["provider"]))
+        log_axes(axes, sorted(at_length["window"].astype(int).unique()), window_label(rows), "milliseconds a call")
         plain_numbers(axes)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high * (high / low) ** 0.35)
+        room_for_legend(axes)
         axes.set_title(f"{direction}, N = {short(length)}")
         axes.legend(fontsize=10, loc="upper left")
     figure.suptitle("Cost of the window", fontsize=15)
@@ -257,7 +304,7 @@ def draw_speedup(frame: pd.DataFrame) -> Figure | None:
         image = axes.imshow(np.log2(table), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", origin="lower")
         for y, x in np.ndindex(table.shape):
             value = table.iloc[y, x]
-            text = "not\nmeasured" if np.isnan(value) else f"{value:.2g}x" if value < 10 else f"{value:.0f}x"
+            text = "not\nmeasured" if np.isnan(value) else _times(value)
             dark = not np.isnan(value) and abs(np.log2(value)) > 0.6 * largest
             axes.text(
                 x, y, text, ha="center", va="center", fontsize=9 if np.isnan(value) else 13, color="white" if dark else "black"
@@ -265,16 +312,20 @@ def draw_speedup(frame: pd.DataFrame) -> Figure | None:
         axes.set_xticks(range(table.shape[1]), [short(int(length)) for length in table.columns])
         axes.set_yticks(range(table.shape[0]), [str(int(window)) for window in table.index])
         axes.set_xlabel("sequence length N, tokens")
-        axes.set_ylabel("window, tokens (both sides)")
+        axes.set_ylabel(window_label(rows))
         axes.set_title(direction)
         axes.grid(visible=False)
     bar = figure.colorbar(image, ax=grid.ravel().tolist(), label="times faster (purple: slower)")
     whole = int(largest)
     marks = range(-whole, whole + 1, max(1, whole // 3))
-    bar.set_ticks(list(marks), labels=[f"{2.0**mark:.2g}x" for mark in marks])
+    bar.set_ticks(list(marks), labels=[_times(2.0**mark) for mark in marks])
     figure.suptitle(f"{title_of(ours)} against full attention (PyTorch SDPA)", fontsize=14)
     figure.supxlabel(setting(frame), fontsize=9)
     return figure
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2g}x" if factor < 10 else f"{factor:.0f}x"
 
 
 def write(figures: Mapping[str, Figure | None], folder: pathlib.Path) -> list[pathlib.Path]:

@@ -18,10 +18,11 @@ from longformer_triton.bench import memory, plot
 from longformer_triton.bench.cases import DIRECTIONS, PREFIX, SCATTERED
 from longformer_triton.bench.plot import (
     SETTINGS,
-    decimal,
     lines,
     log_axes,
+    one_window,
     plain_numbers,
+    room_for_legend,
     setting,
     short,
     style_of,
@@ -39,12 +40,6 @@ def _directions(frame: pd.DataFrame) -> list[str]:
     return [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
 
 
-def _room_above(axes: Axes, share: float) -> None:
-    """Stretch a logarithmic axis upwards, for a legend that covers no line."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** share)
-
-
 def _legend(figure: Figure, panels: Sequence[Axes], described: str, **options: Any) -> None:
     """A legend in each panel, above its lines, or one below all of them where it has too many entries; what was measured."""
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -55,13 +50,13 @@ def _legend(figure: Figure, panels: Sequence[Axes], described: str, **options: A
         return
     figure.supxlabel(described, fontsize=_SMALL)
     for axes in panels:
-        _room_above(axes, 0.1 * (1 + len(handles)))
+        room_for_legend(axes)
         axes.legend(fontsize=9, loc="upper left", **options)
 
 
 def draw_paper(frame: pd.DataFrame) -> Figure:
     """Figure 1 of arXiv 2004.05150, measured here: time and memory against length, with fitted exponents."""
-    frame = usual(frame)
+    frame, window = one_window(usual(frame))
     direction = _directions(frame)[-1]
     frame = frame[frame["direction"] == direction]
     figure = Figure(figsize=(12.4, 5.8), layout="constrained")
@@ -73,19 +68,24 @@ def draw_paper(frame: pd.DataFrame) -> Figure:
     ):
         lines(axes, frame, column, "seq_len", with_exponent=True)
         log_axes(axes, ticks, "sequence length N, tokens", label)
-        _room_above(axes, 0.45)
+        plain_numbers(axes)
+        room_for_legend(axes)
         axes.legend(fontsize=10, loc="upper left")
-    window = int(frame["window"].max())
-    figure.suptitle(f"Figure 1 of arXiv 2004.05150 again: full attention, chunks and ours, window {window}", fontsize=_TITLE)
+    whose = "full attention" if window is None else f"full attention, chunks and ours, window {window}"
+    figure.suptitle(f"Figure 1 of arXiv 2004.05150 again: {whose}", fontsize=_TITLE)
     figure.supxlabel(setting(frame), fontsize=_SMALL)
     return figure
 
 
-def draw_globals(frame: pd.DataFrame) -> Figure:
-    """Time against the number of global tokens: at the start (solid) and scattered (dashed); full attention as a level line."""
-    frame = usual(frame, "num_globals", "globals_at")
-    window = plot.main_window(frame)
-    frame = frame[(frame["window"] == window) | (frame["provider"] == "sdpa")]
+def draw_globals(frame: pd.DataFrame) -> Figure | None:
+    """Time against the number of global tokens: at the start (solid) and scattered (dashed); full attention as a level line.
+
+    None where nothing has a window.
+    """
+    frame, window = one_window(usual(frame, "num_globals", "globals_at"))
+    if window is None:
+        return None
+    frame = frame[frame["window"].notna() | (frame["provider"] == "sdpa")]
     cells_at = frame.groupby("seq_len").size()
     length = int(cells_at[cells_at == cells_at.max()].index.max())  # the longest at which most could follow
     frame = frame[frame["seq_len"] == length]
@@ -123,7 +123,7 @@ def draw_globals(frame: pd.DataFrame) -> Figure:
 
 def draw_short(frame: pd.DataFrame) -> Figure:
     """Tokens a second of short texts: a row for each number of texts at a time, a column for each direction."""
-    frame = usual(frame, "batch")
+    frame, window = one_window(usual(frame, "batch"))
     frame["tokens_per_second"] = frame["batch"] * frame["seq_len"] / frame["p50_ms"] * 1e3
     directions, batches = _directions(frame), sorted(frame["batch"].unique())
     figure = Figure(figsize=(6.2 * len(directions), 4.6 * len(batches) + 0.6), layout="constrained")
@@ -136,17 +136,21 @@ def draw_short(frame: pd.DataFrame) -> Figure:
             lines(axes, cells, "tokens_per_second", "seq_len", with_exponent=False)
             log_axes(axes, ticks, "text length, tokens", "tokens a second (median)")
             plain_numbers(axes)
-            _room_above(axes, 0.4)
+            room_for_legend(axes)
             axes.legend(fontsize=10, loc="upper left")
             axes.set_title(f"{direction}, {'one text' if batch == 1 else f'{batch} texts'} at a time")
-    figure.suptitle(f"Texts no longer than the window, {int(frame['window'].max())}", fontsize=_TITLE)
+    if window is None:
+        title = "Short texts, full attention"
+    else:
+        title = f"{'Texts no longer than the window' if ticks[-1] <= window else 'Short texts, window'}, {window}"
+    figure.suptitle(title, fontsize=_TITLE)
     figure.supxlabel(setting(frame).split(", ", 1)[1], fontsize=_SMALL)
     return figure
 
 
 def draw_memory(frame: pd.DataFrame) -> Figure:
     """Memory of a call against length, inputs included: measured points, their fits, and where these reach the budgets."""
-    frame = usual(frame)
+    frame, window = one_window(usual(frame))
     directions, found = _directions(frame), memory.fits(frame)
     figure = Figure(figsize=(6.2 * len(directions), 6.4), layout="constrained")
     for axes, direction in zip(figure.subplots(1, len(directions), squeeze=False)[0], directions, strict=True):
@@ -154,14 +158,11 @@ def draw_memory(frame: pd.DataFrame) -> Figure:
         for fit in (fit for fit in found if fit.direction == direction):
             color, marker = style_of(fit.provider)
             cells = frame[(frame["provider"] == fit.provider) & (frame["direction"] == direction)]
-            measured = cells["seq_len"].to_numpy(float)
-            reach = np.geomspace(measured.min(), max(measured.max(), fit.longest(budget * 2**30)), 100)
-            longest = decimal(memory.rounded(fit.longest(memory.BUDGETS_GIB[0] * 2**30)))
+            lengths, peaks = memory.peaks(cells.dropna(subset="peak_extra_mib"))
+            reach = np.geomspace(lengths[0], max(lengths[-1], fit.longest(budget * 2**30)), 100)
+            longest = memory.rounded(fit.longest(memory.BUDGETS_GIB[0] * 2**30))
             axes.plot(reach, [fit.at(length) / 2**30 for length in reach], color=color, linewidth=1.5)
-            axes.plot(
-                measured, [fit.at(length) / 2**30 for length in measured], marker, color=color, markersize=6,
-                label=f"{title_of(fit.provider)}: {longest}",
-            )  # fmt: skip
+            axes.plot(lengths, peaks / 2**30, marker, color=color, markersize=6, label=f"{title_of(fit.provider)}: {longest:,}")
         for size in memory.BUDGETS_GIB:
             axes.axhline(size, color="#7F7F7F", linestyle=":", linewidth=1)
             axes.annotate(
@@ -173,18 +174,16 @@ def draw_memory(frame: pd.DataFrame) -> Figure:
         plain_numbers(axes)
         axes.yaxis.set_major_locator(LogLocator())
         axes.set_title(direction)
-        _room_above(axes, 0.55)
+        room_for_legend(axes)
         axes.legend(fontsize=9, loc="upper left", title=f"tokens in {memory.BUDGETS_GIB[0]} GiB", title_fontsize=9)
     figure.suptitle("How long a text fits into a memory: measured (points) and extrapolated (lines)", fontsize=_TITLE)
-    figure.supxlabel(f"window {int(frame['window'].max())}, {setting(frame)}", fontsize=_SMALL)
+    figure.supxlabel(f"{'' if window is None else f'window {window}, '}{setting(frame)}", fontsize=_SMALL)
     return figure
 
 
 def draw_rates(frame: pd.DataFrame) -> Figure:
     """Useful TFLOP/s against length, whatever the batch that fills a GPU."""
-    frame = usual(frame, "batch")
-    window = plot.main_window(frame)
-    frame = frame[frame["window"].isna() | (frame["window"] == window)]
+    frame, window = one_window(usual(frame, "batch"))
     directions = _directions(frame)
     figure = Figure(figsize=(6.2 * len(directions), 6.2), layout="constrained")
     panels = figure.subplots(1, len(directions), squeeze=False)[0]
@@ -194,7 +193,8 @@ def draw_rates(frame: pd.DataFrame) -> Figure:
         plain_numbers(axes)
         axes.set_title(direction)
     _legend(figure, panels, setting(frame).split(", ", 1)[1])
-    figure.suptitle(f"Useful operations a second, window {window}; full attention does its own", fontsize=_TITLE)
+    windowed = "" if window is None else f", window {window}; full attention does its own"
+    figure.suptitle(f"Useful operations a second{windowed}", fontsize=_TITLE)
     return figure
 
 

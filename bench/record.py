@@ -183,4 +183,5 @@ class Record:
 
 def _in_words(origin: dict[str, str]) -> str:
     threads = origin.get("threads", "")
-    return f"{origin['device']}{f', {threads} threads' if threads else ''}, torch {origin['torch']}"
+    counted = f", {threads} thread{'' if threads == '1' else 's'}" if threads else ""
+    return f"{origin['device']}{counted}, torch {origin['torch']}"

@@ -181,7 +181,7 @@ def _panel(axes: Axes, found: Sequence[Point], ceiling: Ceiling, unit: float) ->
     for window, point in _longest_by_window(found).items():
         axes.axvline(point.intensity, color="#999999", linewidth=0.8, linestyle=":")
         axes.text(point.intensity, floor * 1.15, f"window {window}", rotation=90, ha="right", va="bottom", fontsize=8)
-    roof = f"matrix product, {ceiling.matmul_flops / unit:.3g}"
+    roof = f"matrix product, {ceiling.matmul_flops / unit:.3g} {'G' if unit == 1e9 else 'T'}FLOP/s"
     axes.text(ceiling.ridge, ceiling.matmul_flops / unit * 1.08, roof, ha="left", va="bottom", fontsize=10)
     axes.text(
         ceiling.ridge / 2, ceiling.at(ceiling.ridge / 4) / unit, f"copy, {ceiling.copy_bytes / 1e9:.3g} GB/s", fontsize=10
