@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from longformer_triton.bench.cases import DIRECTIONS, Case
 from longformer_triton.bench.providers import PROVIDERS
-from longformer_triton.bench.record import FILE_NAME, OK, names
+from longformer_triton.bench.record import FILE_NAME, OK, names, read_rows
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each provider also has its own marker.
 _STYLE = {
@@ -55,11 +55,12 @@ def load(folder: pathlib.Path) -> pd.DataFrame:
     """The measured cells of a results folder, the last row of each.
 
     Raises:
-        ValueError: there is no such file, or it holds no measured cell.
+        ValueError: there is no such file, it is damaged, or it holds no measured cell.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise ValueError(f"folder: {path} does not exist; run `longformer-triton bench sweep --out {folder}` first.")
+    read_rows(path)  # says which line is damaged
     frame = pd.read_csv(path, keep_default_na=True)
     for field in dataclasses.fields(Case):
         # Older files have fewer axes; what they do not name was at its default.

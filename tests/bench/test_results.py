@@ -5,9 +5,10 @@ import pytest
 from typer.testing import CliRunner
 
 from longformer_triton.bench.cases import FORWARD, TRAINING, Case
+from longformer_triton.bench.folder import read
 from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.plot import draw_all, fitted_exponent, load
-from longformer_triton.bench.record import OK, SKIPPED, Record
+from longformer_triton.bench.record import DIED, ERROR, OK, OUT_OF_MEMORY, SKIPPED, WRONG, Record
 from longformer_triton.cli import app
 
 ORIGIN = {"device": "a processor", "threads": "2", "torch": "2.0", "date": "2026-01-01T00:00:00+00:00"}
@@ -48,6 +49,56 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path):
     with record.path.open("a") as file:
         file.write("ours-torch,forward,32768,5")
     assert len(Record(tmp_path).rows()) == 25
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: [*lines[:3], lines[3][:40], *lines[4:]], r"line 4: got \d+ fields, expected \d+"),
+        (lambda lines: [*lines[:3], lines[3].replace(",ok,,", ",ok,,fast", 1), *lines[4:]], "line 4: got 'fast.*' as p20_ms"),
+        (lambda lines: [*lines[:3], lines[3].replace("1024", "1k24", 1), *lines[4:]], "got '1k24' as seq_len"),
+        (lambda lines: [], "is empty"),
+    ],
+    ids=["cut_in_the_middle", "no_number", "no_length", "empty"],
+)
+def test_damage_is_told_by_its_line(tmp_path, damage, message):
+    path = fill(tmp_path).path
+    path.write_text("".join(f"{line}\n" for line in damage(path.read_text().splitlines())))
+    if message != "is empty":
+        with pytest.raises(ValueError, match=message):
+            Record(tmp_path).finished()
+    if "seq_len" not in message:
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"results\.csv is no text"):
+        read(tmp_path)
+
+
+def test_an_empty_file_is_begun_anew(tmp_path):
+    (tmp_path / "results.csv").touch()
+    assert Record(tmp_path).rows() == []
+
+
+@pytest.mark.parametrize("status", [OUT_OF_MEMORY, DIED, WRONG, ERROR])
+def test_failed_cells_are_left_alone_unless_they_are_to_be_tried_again(tmp_path, status):
+    record, case = Record(tmp_path), Case("sdpa", FORWARD, 8, None)
+    record.append(case, status, ORIGIN, reason="why")
+    assert case in record.finished()
+    assert case not in record.finished(retry=True)
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    record = Record(tmp_path)
+    with record.alone(), pytest.raises(ValueError, match="out: another run is writing to"), Record(tmp_path).alone():
+        pass
+    with Record(tmp_path).alone():
+        assert record.rows() == []
 
 
 def test_a_foreign_file_is_refused(tmp_path):

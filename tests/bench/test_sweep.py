@@ -204,6 +204,32 @@ def test_skipped_cells_are_looked_at_again(tmp_path, console, fake_worker, monke
     assert {row["status"] for row in Record(tmp_path).rows()} == {OK}
 
 
+def test_why_a_cell_was_skipped_is_printed(tmp_path, console, fake_worker):
+    run_sweep(dataclasses.replace(TINY, max_call_seconds=1e-6), tmp_path, console)
+    text = console.file.getvalue()
+    assert "ours-torch forward 64 window 8: skipped: about" in text
+    assert "more than --max-call-seconds" in text
+
+
+def test_a_rerun_on_another_machine_says_so(tmp_path, console, fake_worker):
+    run_sweep(TINY, tmp_path, console)
+    assert "holds cells of" not in console.file.getvalue()
+    run_sweep(dataclasses.replace(TINY, threads=2), tmp_path, console)
+    assert "holds cells of" in console.file.getvalue()
+    assert "1 thread," in console.file.getvalue()
+
+
+def test_failures_are_counted_and_tried_again_on_request(tmp_path, console, fake_worker, monkeypatch):
+    monkeypatch.setattr(fake_worker, "answer", (ERROR, "why", None))
+    run_sweep(TINY, tmp_path, console)
+    monkeypatch.setattr(fake_worker, "answer", (OK, "", FIXED))
+    run_sweep(TINY, tmp_path, console)
+    assert fake_worker.asked == []
+    assert "4 done before (4 of them failed; --retry measures these again)" in console.file.getvalue()
+    run_sweep(dataclasses.replace(TINY, retry=True), tmp_path, console)
+    assert len(fake_worker.asked) == 4
+
+
 def test_unavailable_providers_are_listed_with_their_reasons():
     plan = dataclasses.replace(TINY, providers=("ours-torch", "ours-triton"))
     (name, reason), *others = unavailable(plan).items()
