@@ -34,7 +34,10 @@ SHORT, USUAL = 64, 512
 
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
-    """The axes of a sweep and its limits; the model is base-sized unless said. Times are in seconds."""
+    """The axes of a sweep and its limits; the model is base-sized unless said. Times are in seconds.
+
+    ``retry``: whether to measure again what died, went wrong or ran out of memory.
+    """
 
     lengths: Sequence[int] = (SHORT, USUAL, 1024, 2048, COMPARED_AT, 8192)
     window: int = 512
@@ -48,6 +51,7 @@ class ModelPlan:
     threads: int | None = None
     cell_seconds: float = 10.0
     max_call_seconds: float = 90.0
+    retry: bool = False
     time_limit: float | None = None
 
     def validate(self) -> None:
@@ -138,11 +142,12 @@ def run_models(plan: ModelPlan, folder: pathlib.Path, console: Console) -> bool:
     sweep = _Sweep(plan, folder, console)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     groups = list(plan.groups())
-    console.print(
-        f"{sum(map(len, groups))} cells on {sweep.origin['device']}, {len(sweep.done)} done before: {sweep.record.path}"
-    )
+    before = sum(case in sweep.done for group in groups for case in group)
+    console.print(f"{sum(map(len, groups))} cells on {sweep.origin['device']}, {before} done before: {sweep.record.path}")
+    for warning in sweep.record.others(sweep.origin):
+        console.print(f"[yellow]{warning}")
     try:
-        with Progress(*columns, console=console) as progress:
+        with sweep.record.alone(), Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(groups))
             for group in groups:
                 progress.update(task, description=f"{group[0].direction}, {group[0].seq_len} tokens")
@@ -158,7 +163,7 @@ class _Sweep:
     def __init__(self, plan: ModelPlan, folder: pathlib.Path, console: Console) -> None:
         self.plan, self.console = plan, console
         self.record = Record(folder, ModelCase, ModelMeasurement)
-        self.done: dict[ModelCase, dict[str, str]] = self.record.finished()
+        self.done: dict[ModelCase, dict[str, str]] = self.record.finished(retry=plan.retry)
         self.origin = provenance(torch.device(plan.device))
         if plan.threads is not None:
             self.origin["threads"] = str(plan.threads)

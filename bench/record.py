@@ -162,11 +162,15 @@ class Record:
         return {self._case(row): row for row in self.rows() if row["status"] in left}
 
     def others(self, origin: dict[str, str]) -> list[str]:
-        """What other device, number of threads or PyTorch measured cells here came from, each in words."""
+        """A sentence for each other device, number of threads or PyTorch that cells here were measured with."""
         kept = [name for name in ("device", "threads", "torch") if name in origin]
         here = [origin[name] for name in kept]
         found = [[row[name] for name in kept] for row in self.rows() if row["status"] == OK]
-        return list(dict.fromkeys(_in_words(dict(zip(kept, values, strict=True))) for values in found if values != here))
+        others = dict.fromkeys(_in_words(dict(zip(kept, values, strict=True))) for values in found if values != here)
+        return [
+            f"{self.path.parent} holds cells of {other}, which pictures join with those of now: another --out keeps them apart."
+            for other in others
+        ]
 
     def _case(self, row: dict[str, str]) -> Any:
         values: dict[str, Any] = {}

@@ -168,11 +168,8 @@ def run_sweep(plan: Plan | Sequence[Plan], folder: pathlib.Path, console: Consol
     origin = provenance(torch.device(first.device))
     if first.threads is not None:
         origin["threads"] = str(first.threads)
-    for other in record.others(origin):
-        console.print(
-            f"[yellow]{record.path.parent} holds cells of {other}, which pictures would join with those of now: another --out "
-            "keeps them apart."
-        )
+    for warning in record.others(origin):
+        console.print(f"[yellow]{warning}")
     # The first plan that names a cell decides its limits.
     cells = {case: each for each in reversed(plans) for case in each.cases()}
     cases = list(dict.fromkeys(case for each in plans for case in each.cases()))
