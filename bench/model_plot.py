@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from longformer_triton.bench.model_cells import DIRECTIONS, MODELS, OURS, UNABSORBED
-from longformer_triton.bench.model_findings import MARKDOWN_NAME, as_markdown, load_models
+from longformer_triton.bench.model_findings import MARKDOWN_NAME, as_markdown, load_models, one_size, origins, size
 from longformer_triton.bench.plot import SETTINGS, lines, log_axes, write
+from longformer_triton.bench.tables import run_of, where
 
 
 def _title(provider: str) -> str:
@@ -19,7 +20,9 @@ def _title(provider: str) -> str:
 
 
 def draw_models(frame: pd.DataFrame) -> Figure:
-    """Tokens a second above, peak extra memory below; a column for each direction."""
+    """Tokens a second above, peak extra memory below; a column for each direction. Of several sizes one is drawn, and named."""
+    frame = one_size(frame)
+    measured = origins(frame)
     # Ours last, on top: where lines meet, one would hide it.
     frame = frame[frame["provider"] != UNABSORBED].sort_values("provider", key=lambda names: names == OURS, kind="stable")
     directions = [direction for direction in DIRECTIONS if direction in set(frame["direction"])]
@@ -41,15 +44,10 @@ def draw_models(frame: pd.DataFrame) -> Figure:
             axes.set_ylim(*((low / room, high) if legend == "lower left" else (low, high * room)))
             axes.legend(fontsize=10, loc=legend)
         grid[0][column].set_title(direction)
-    first = frame.iloc[0]
-    threads = "" if pd.isna(first["threads"]) else f", {int(first['threads'])} threads"
-    figure.suptitle(
-        f"A text classifier of {first['layers']} layers, window {int(frame['window'].max())}, against its peers\n", fontsize=15
-    )
-    setting = (
-        f"{first['heads']} heads, head_dim {first['head_dim']}, batch {first['batch']}, {first['dtype']}, one global token; "
-        f"{first['device']}{threads}, torch {first['torch']}"
-    )
+    figure.suptitle(f"A text classifier of {frame.iloc[0]['layers']} layers against its peers\n", fontsize=15)
+    runs = len({run_of(row) for row in measured})
+    several = f", {runs} runs" if runs > 1 else ""
+    setting = f"{size(frame)}, one global token; {where(measured, ['torch'])}{several}"
     figure.text(0.5, 0.96, setting, ha="center", va="top", fontsize=9)
     return figure
 

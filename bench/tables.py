@@ -17,6 +17,7 @@ _OURS = ("ours-triton", "ours-torch", "ours")
 # Said of every sweep; other axes are said where they are not what they are by default.
 _ALWAYS = ("batch", "layers", "heads", "head_dim", "dtype", "window", "num_globals")
 _SOFTWARE = ("torch", "triton", "transformers")
+_RUN = ("device", "commit", "date")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,9 @@ def short(value: float) -> str:
 def by_provider(results: Results, column: str) -> Table | None:
     """One measurement of every setting; None where nothing has it.
 
-    Behind another's number stands how many times ours it is, or "no difference" where the times' middle parts overlap. Cells
-    that were skipped are empty; those that failed say how. Full attention has no window, so it stands in the rows of all.
+    Behind another's number stands how many times ours it is, or "no difference" where the times' middle parts overlap, and
+    "another run" where the two were not measured by one command. Cells that were skipped are empty; those that failed say how.
+    Full attention has no window, so it stands in the rows of all.
     """
     if column not in results.measurements or "provider" not in results.axes:
         return None
@@ -109,10 +111,12 @@ def _cell(row: Row | None, ours: Row | None, column: str) -> str:
     reference = number(ours[column]) if ours is not None else None
     if column not in (TIME, MEMORY) or not reference:
         return short(value)
-    if column == TIME and ours is not None and _spread(row).overlaps(_spread(ours)):
-        return f"{short(value)} (no difference)"
+    assert ours is not None, "a reference is of a row"
+    mark = "" if run_of(row) == run_of(ours) else ", another run"
+    if column == TIME and _spread(row).overlaps(_spread(ours)):
+        return f"{short(value)} (no difference{mark})"
     times = value / reference
-    return f"{short(value)} ({times:.{2 if times < 10 else 0}f}x)"
+    return f"{short(value)} ({times:.{2 if times < 10 else 0}f}x{mark})"
 
 
 def _spread(row: Row) -> Spread:
@@ -127,20 +131,32 @@ def setting(results: Results, defaults: Mapping[str, object]) -> str:
         usual = axis in defaults and values == [str(defaults[axis])]
         if len(values) == 1 and axis not in ("provider", "direction") and (axis in _ALWAYS or not usual):
             shared.append(f"{axis} {values[0]}" if axis != "dtype" else values[0])
-    threads = [f"{' and '.join(filter(None, results.values('threads')))} threads"] if any(results.values("threads")) else []
-    software = [
-        f"{name} {' and '.join(filter(None, results.values(name)))}" for name in _SOFTWARE if any(_known(results, name))
-    ]
-    days = sorted({value[:10] for value in results.values("date")})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    commits = [value for value in _known(results, "commit") if value]
-    commit = f", commit {' and '.join(commits)}" if commits else ""
-    where = ", ".join([" and ".join(results.values("device")), *threads, *software])
-    return f"All: {', '.join(shared)}. {where}. {when}{commit}."
+    return f"All: {', '.join(shared)}. {where(results.rows)}. {when(results.rows)}."
 
 
-def _known(results: Results, column: str) -> list[str]:
-    return results.values(column) if column in results.origins else []
+def where(rows: Sequence[Mapping[str, str]], software: Sequence[str] = _SOFTWARE) -> str:
+    """The machines that rows were measured on, and their versions of ``software``."""
+    threads = [f"{value} threads" for value in [_all(rows, "threads")] if value]
+    versions = [f"{name} {value}" for name in software if (value := _all(rows, name))]
+    return ", ".join([_all(rows, "device"), *threads, *versions])
+
+
+def when(rows: Sequence[Mapping[str, str]]) -> str:
+    """The days on which rows were measured, in how many runs if in several, and every commit."""
+    days = sorted({row["date"][:10] for row in rows})
+    runs = len({run_of(row) for row in rows})
+    several = f", {runs} runs" if runs > 1 else ""
+    commits = _all(rows, "commit")
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) + several + (f", commit {commits}" if commits else "")
+
+
+def run_of(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What rows have in common that one command wrote: the device, the commit, and the second at which the command began."""
+    return tuple(row.get(column, "") for column in _RUN)
+
+
+def _all(rows: Sequence[Mapping[str, str]], column: str) -> str:
+    return " and ".join(dict.fromkeys(row[column] for row in rows if row.get(column)))
 
 
 def not_measured(results: Results) -> Table | None:
