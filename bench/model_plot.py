@@ -44,7 +44,7 @@ def draw_models(frame: pd.DataFrame) -> Figure:
             axes.set_ylim(*((low / room, high) if legend == "lower left" else (low, high * room)))
             axes.legend(fontsize=10, loc=legend)
         grid[0][column].set_title(direction)
-    figure.suptitle(f"A text classifier of {frame.iloc[0]['layers']} layers against its peers\n", fontsize=15)
+    figure.suptitle("A text classifier against its peers\n", fontsize=15)
     runs = len({run_of(row) for row in measured})
     several = f", {runs} runs" if runs > 1 else ""
     setting = f"{size(frame)}, one global token; {where(measured, ['torch'])}{several}"
