@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longformer_triton.cli_common import Device, Folder, Threads, device_or_best, fail, numbers
+from longformer_triton.cli_common import RESUMED_AND_DRAWN, Device, Threads, device_or_best, fail, in_one_line, names, numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,8 @@ def prepare_bench() -> None:
 def _resumable(out: pathlib.Path, console: Console) -> Iterator[None]:
     """Errors as one line; an interruption says how to go on."""
     try:
-        yield
-    except ValueError as error:
-        fail(str(error))
+        with in_one_line(out=out):
+            yield
     except KeyboardInterrupt:
         console.print(f"stopped; {out} keeps every finished cell, and the same command resumes.")
         raise typer.Exit(130) from None
@@ -46,9 +45,7 @@ def _resumable(out: pathlib.Path, console: Console) -> Iterator[None]:
 
 @bench.command()
 def sweep(
-    out: Annotated[
-        pathlib.Path | None, typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")
-    ] = None,
+    out: Annotated[pathlib.Path | None, RESUMED_AND_DRAWN] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The suite that ends within three minutes on two cores.")] = False,
     suite: Annotated[
         str | None, typer.Option(help="quick, paper, windows, globals, short, model, memory or gpu; the default is all axes.")
@@ -98,7 +95,7 @@ def sweep(
     given: dict[str, Any] = {
         "lengths": None if lengths is None else numbers("--lengths", lengths),
         "windows": None if windows is None else numbers("--windows", windows),
-        "providers": None if providers is None else tuple(providers.split(",")),
+        "providers": None if providers is None else names(providers),
         "directions": None if direction is None else (direction,),
         "batch": batch,
         "heads": heads,
@@ -133,17 +130,18 @@ def sweep(
 def _draw(folder: pathlib.Path) -> None:
     from longformer_triton.bench.plot import draw_all
 
-    try:
+    with in_one_line(out=folder):
         for path in draw_all(folder):
             typer.echo(str(path))
-    except ValueError as error:
-        fail(str(error))
 
 
 @bench.command()
 def core(
-    out: Folder = pathlib.Path("results/core"),
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[
+        pathlib.Path,
+        typer.Option("--out", help="Folder of results.csv, comparisons.csv and core.md; a rerun measures all of them again."),
+    ] = pathlib.Path("results/core"),
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     rounds: Annotated[int, typer.Option(help="How often each variant runs.", min=2)] = 7,
     device: Device = None,
     threads: Threads = None,
@@ -154,13 +152,14 @@ def core(
     from longformer_triton.bench.core import as_table, run_core
 
     console = Console()
-    results = run_core(out, console, dtype=dtype, device=device_or_best(device), threads=threads, rounds=rounds)
+    with in_one_line(out=out):
+        results = run_core(out, console, dtype=dtype, device=device_or_best(device), threads=threads, rounds=rounds)
     console.print(as_table(results))
 
 
 @bench.command()
 def model(
-    out: Folder = pathlib.Path("results/model"),
+    out: Annotated[pathlib.Path, RESUMED_AND_DRAWN] = pathlib.Path("results/model"),
     lengths: Annotated[str | None, typer.Option(help="Text lengths, such as 512,4k,16k.")] = None,
     window: Annotated[int | None, typer.Option(help="attention_window, both sides together.", min=2)] = None,
     direction: Annotated[str | None, typer.Option(help="forward or 'training step'; the default is both.")] = None,
@@ -216,7 +215,9 @@ def model(
 
 @bench.command()
 def longest(
-    out: Folder = pathlib.Path("results/longest"),
+    out: Annotated[pathlib.Path, typer.Option("--out", help="Folder of results.csv; a rerun resumes there.")] = pathlib.Path(
+        "results/longest"
+    ),
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     window: Annotated[int, typer.Option(help="attention_window, both sides together.", min=2)] = 512,
     device: Device = None,
@@ -226,17 +227,17 @@ def longest(
 
     from longformer_triton.bench.longest import run_longest
 
-    try:
+    with in_one_line(out=out):
         run_longest(out, Console(), device_or_best(device), dtype, window)
-    except ValueError as error:
-        fail(str(error))
 
 
 @bench.command()
 def tokenizer(
     vocabulary: Annotated[pathlib.Path, typer.Argument(help="A directory with vocab.json and merges.txt, or tokenizer.json.")],
     files: Annotated[list[pathlib.Path], typer.Argument(help="Text files, each one text of the batch.")],
-    out: Folder = pathlib.Path("results/tokenizer"),
+    out: Annotated[
+        pathlib.Path, typer.Option("--out", help="Folder of results.csv; a rerun measures all of it again.")
+    ] = pathlib.Path("results/tokenizer"),
 ) -> None:
     """Compare the tokenizer with transformers' fast one on the same batch, side by side."""
     from rich.console import Console
@@ -244,7 +245,5 @@ def tokenizer(
     from longformer_triton.bench.tokenizers import run_tokenizers
 
     console = Console()
-    try:
+    with in_one_line(out=out, vocabulary=vocabulary):
         console.print(run_tokenizers(vocabulary, [path.read_text(encoding="utf-8") for path in files], out, console))
-    except (ValueError, OSError) as error:
-        fail(str(error))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longformer_triton.cli_common import fail, numbers
+from longformer_triton.cli_common import in_one_line, names, numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +58,8 @@ def convert(
     if len(rows) != 1:
         raise typer.BadParameter(f"got {max_positions!r}, expected one number", param_hint="--max-positions")
     try:
-        with Console(stderr=True).status(f"converting {source}"):
+        places = {"destination": destination, "source": pathlib.Path(source)}
+        with in_one_line(TypeError, NotImplementedError, **places), Console(stderr=True).status(f"converting {source}"):
             done = make_long(
                 source,
                 destination,
@@ -69,8 +70,6 @@ def convert(
                 sep_token_id=sep_token_id,
                 overwrite=overwrite,
             )
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        fail(str(error))
     except KeyboardInterrupt:
         typer.echo(f"stopped; {destination} is as it was.", err=True)
         raise typer.Exit(130) from None
@@ -84,16 +83,21 @@ def _memories(asked: str | None) -> tuple[str, ...]:
     """The columns of ``fits``: one memory stands before the usual ones, several stand alone."""
     from longformer_triton.model.files import size_in_bytes
 
-    given = () if asked is None else tuple(asked.split(","))
-    for size in given:
-        size_in_bytes(size, "memory")
+    given = () if asked is None else tuple(_as_column(size, size_in_bytes(size, "memory")) for size in names(asked))
     return given if len(given) > 1 else (*given, *(usual for usual in _MEMORIES if usual not in given))
+
+
+def _as_column(asked: str, size: int) -> str:
+    """A memory as it was given; a plain number of bytes with a unit of which it is a whole number, for columns are narrow."""
+    units = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
+    whole = (f"{size // unit}{name}" for name, unit in units.items() if size % unit == 0)
+    return next(whole, asked) if asked.isdigit() else asked
 
 
 def fits(
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory such as 24GB, which comes before the usual 8 to 80GB; several with commas: these alone."),
+        typer.Option(help="Memory: 24GB, or bytes; it comes before the usual 8 to 80GB; several with commas: these alone."),
     ] = None,
     model: Annotated[
         str | None,
@@ -102,7 +106,7 @@ def fits(
     length: Annotated[str | None, typer.Option(help="Ask whether texts of so many tokens fit, such as 16k.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts that run together, all of that length.")] = 1,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16: of weights, gradients, optimizer and states.")
+        str, typer.Option(help="float32, bfloat16, float16 or float64: of weights, gradients, optimizer and states.")
     ] = "float32",
     optimizer: Annotated[str, typer.Option(help="adamw, adam, sgd, sgd-momentum or none.")] = "adamw",
     architecture: Annotated[
@@ -128,7 +132,7 @@ def fits(
     lengths = (None,) if length is None else numbers("--length", length)
     if len(lengths) != 1 or (lengths[0] is not None and lengths[0] < 1):
         raise typer.BadParameter(f"got {length!r}, expected one number, 1 or more", param_hint="--length")
-    try:
+    with in_one_line(TypeError, NotImplementedError, **({} if model is None else {"model": pathlib.Path(model)})):
         plan = memory_tables.Plan.of(
             _memories(memory),
             model,
@@ -142,8 +146,6 @@ def fits(
         )
         tables = plan.longest() if lengths[0] is None else plan.needed(lengths[0])
         breakdowns = [] if lengths[0] is None or model is None else plan.breakdowns(lengths[0])
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        fail(str(error))
     console = Console()
     for name, rows in tables.items():
         console.print(_as_rich(name, rows))

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Annotated, NoReturn
 
 import typer
 
-Folder = Annotated[pathlib.Path, typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")]
+RESUMED_AND_DRAWN = typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the default is a GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's.", min=1)]
+
+# What to do about an error of the system, by its number.
+_ADVICE = {
+    errno.ENOENT: "check how it is written",
+    errno.EEXIST: "expected a folder, or a path where nothing is yet",
+    errno.ENOTDIR: "expected a folder, or a path where nothing is yet",
+    errno.EISDIR: "expected a file there; move the folder away, or name another place",
+    errno.EACCES: "get the permission, or name another place",
+    errno.EPERM: "get the permission, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+}
+# Errors of writing, which do not say to which file.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def fail(message: str) -> NoReturn:
@@ -18,10 +36,65 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers; a k stands for 1024."""
+@contextlib.contextmanager
+def in_one_line(*also: type[Exception], **places: pathlib.Path) -> Iterator[None]:
+    """End the command with one line where what runs inside raises ValueError, OSError or one of ``also``.
+
+    Args:
+        also: other exceptions whose message is the line.
+        places: the files and folders that the command was given, by the names of their options or arguments; first the one
+            that is written to.
+    """
+    speak_for_themselves: tuple[type[Exception], ...] = (ValueError, *also)
     try:
-        return tuple(int(part[:-1]) * 1024 if part.endswith("k") else int(part) for part in text.split(","))
+        yield
+    except speak_for_themselves as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise  # whoever reads the output wants no more of it, which Click deals with
+    except OSError as error:
+        fail(_in_words(error, places))
+
+
+def _in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
+    """Which place, which file, the system's reason, what to do."""
+    if isinstance(error.filename, (str, bytes)):
+        where = pathlib.Path(os.fsdecode(error.filename))
+        near = (name for name, place in places.items() if _are_nested(where.absolute(), place.absolute()))
+        told = [next(near, ""), str(where)]
+    elif error.errno in _OF_WRITING and places:
+        name, place = next(iter(places.items()))
+        told = [name, str(place)]
+    else:
+        return str(error)
+    reason = f"{error.strerror}; {_ADVICE.get(error.errno or 0, 'name another place')}."
+    return ": ".join(filter(None, [*told, reason]))
+
+
+def _are_nested(one: pathlib.Path, other: pathlib.Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _no_more_than_cpus(threads: int | None) -> int | None:
+    most = os.cpu_count()
+    if threads is not None and most is not None and threads > most:
+        # OpenMP ends the process without a word when it cannot start them all.
+        fail(f"--threads: got {threads}, expected at most {most}, the CPUs of this machine.")
+    return threads
+
+
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's.", min=1, callback=_no_more_than_cpus)]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names; spaces around them are left out."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers; a k or K stands for 1024."""
+    try:
+        return tuple(int(part[:-1]) * 1024 if part.endswith(("k", "K")) else int(part) for part in names(text))
     except ValueError:
         message = f"got {text!r}, expected whole numbers separated by commas, such as 512,1k,16k"
         raise typer.BadParameter(message, param_hint=name) from None

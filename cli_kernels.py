@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longformer_triton.cli_common import fail, numbers
+from longformer_triton.cli_common import fail, in_one_line, names, numbers
 
 _ARCHITECTURES = "sm_80, sm_86, sm_87, sm_89, sm_90, sm_100, sm_103, sm_120, sm_121, gfx942 or gfx950; several with commas."
 
@@ -26,11 +26,11 @@ def _variant(head_dim: int, dtype: str, masks: bool = False, dropout: bool = Fal
 def _architectures(text: str) -> list[str]:
     from longformer_triton.bench.architectures import ARCHITECTURES
 
-    names = text.split(",")
-    unknown = [name for name in names if name not in ARCHITECTURES]
+    chosen = list(names(text))
+    unknown = [name for name in chosen if name not in ARCHITECTURES]
     if unknown:
         raise typer.BadParameter(f"got {', '.join(unknown)}, expected {_ARCHITECTURES}", param_hint="--architecture")
-    return names
+    return chosen
 
 
 def inspect(
@@ -80,6 +80,7 @@ def tune(
     from longformer_triton.bench import tune as tuner
     from longformer_triton.kernels.triton_impl.tuning import HEAD_DIMS, KERNELS, read_rows, target_of
 
+    places = {} if save is None else {"save": save}
     here = target_of(torch.device("cuda", 0)).architecture if torch.cuda.is_available() else None
     if architecture is None and here is None:
         fail("--architecture: not given, and there is no GPU here to take it from")
@@ -88,10 +89,11 @@ def tune(
     widths = numbers("--head-dim", head_dim)
     if not set(widths) <= set(HEAD_DIMS):
         fail(f"--head-dim: got {head_dim}, expected some of {', '.join(map(str, HEAD_DIMS))}, which serve narrower heads too")
-    try:
-        known = read_rows(save) if save is not None and save.exists() else []
-    except ValueError as error:
-        fail(f"--save: {error}")
+    with in_one_line(**places):
+        try:
+            known = read_rows(save) if save is not None and save.exists() else []
+        except ValueError as error:
+            fail(f"--save: {error}")
     precision = _variant(64, dtype).precision
     for name in _architectures(architecture or str(here)):
         rows = tuner.table(
@@ -101,7 +103,8 @@ def tune(
         for row in rows:
             typer.echo(row.as_text())
             if save is not None:
-                tuner.save([row], save)
+                with in_one_line(**places):
+                    tuner.save([row], save)
 
 
 def gpu(
@@ -113,10 +116,9 @@ def gpu(
 
     from longformer_triton.bench.gpu import default_folder, run_gpu
 
-    try:
-        well = run_gpu(out or default_folder(), Console(), time_limit)
-    except ValueError as error:
-        fail(str(error))
+    folder = out or default_folder()
+    with in_one_line(out=folder):
+        well = run_gpu(folder, Console(), time_limit)
     raise typer.Exit(0 if well else 1)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longformer_triton.cli_common import fail
+from longformer_triton.cli_common import in_one_line
 
 
 def register(app: typer.Typer) -> None:
@@ -96,9 +96,8 @@ def pretrain(
         cpu=cpu,
     )
     try:
-        train(options, console, prepare_only=prepare_only)
-    except (ValueError, NotImplementedError, FloatingPointError) as error:
-        fail(str(error))
+        with in_one_line(NotImplementedError, FloatingPointError, out=out):
+            train(options, console, prepare_only=prepare_only)
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from the last checkpoint in {out}.")
         raise typer.Exit(130) from None

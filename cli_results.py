@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from longformer_triton.cli_common import Device, Threads, fail
+from longformer_triton.cli_common import Device, Threads, in_one_line
 
 _Results = Annotated[pathlib.Path, typer.Argument(help="A folder that a benchmark wrote.")]
 
@@ -38,11 +38,9 @@ def _draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def plot(folder: _Results) -> None:
     """Draw the pictures of a results folder again, from its files alone."""
-    try:
+    with in_one_line(folder=folder):
         for path in _draw(folder):
             typer.echo(str(path))
-    except ValueError as error:
-        fail(str(error))
 
 
 def roofline(
@@ -63,7 +61,7 @@ def roofline(
     from longformer_triton.bench.folder import read
     from longformer_triton.cli_common import device_or_best
 
-    try:
+    with in_one_line(folder=folder):
         if measure:
             for ceiling in drawer.measure_ceilings(folder, device_or_best(device), threads):
                 rates = f"{ceiling.matmul_flops / 1e9:.1f} GFLOP/s, {ceiling.copy_bytes / 1e9:.1f} GB/s"
@@ -71,10 +69,9 @@ def roofline(
         above = drawer.above_the_roof(drawer.points(read(folder)), drawer.load_ceilings(folder))
         for path in drawer.draw(folder):
             typer.echo(str(path))
-    except ValueError as error:
-        fail(str(error))
     if above:
-        typer.echo(f"{above} points lie above the roof: the machine was busier when its ceilings were measured; measure again.")
+        lie = "point lies" if above == 1 else "points lie"
+        typer.echo(f"{above} {lie} above the roof: the machine was busier when its ceilings were measured; measure again.")
 
 
 def report(
@@ -90,16 +87,14 @@ def report(
     from longformer_triton.bench.report import write_report
 
     for folder in folders:
-        if draw:
-            try:
-                _draw(folder)
-            except ValueError as error:
-                typer.echo(f"not drawn: {error}")
-        try:
+        with in_one_line(folder=folder):
+            if draw:
+                try:
+                    _draw(folder)
+                except ValueError as error:
+                    typer.echo(f"not drawn: {error}")
             for path in write_report(folder):
                 typer.echo(str(path))
-        except ValueError as error:
-            fail(str(error))
 
 
 def readme(
@@ -114,16 +109,14 @@ def readme(
     """Replace the marked blocks of a document by the tables of recorded results."""
     from longformer_triton.bench.readme import updated
 
-    try:
+    with in_one_line(document=document, results=results):
         text = document.read_text()
         new = updated(text, results)
-    except (ValueError, OSError) as error:
-        fail(str(error))
-    if check and new != text:
-        typer.echo(f"{document}: blocks are out of date; run: longformer-triton bench readme {document}")
-        raise typer.Exit(1)
-    if new != text:
-        document.write_text(new)
+        if check and new != text:
+            typer.echo(f"{document}: blocks are out of date; run: longformer-triton bench readme {document}")
+            raise typer.Exit(1)
+        if new != text:
+            document.write_text(new)
     typer.echo(f"{document}: {'updated' if new != text else 'up to date'}")
 
 
@@ -152,23 +145,36 @@ def compare(
     from longformer_triton.bench.revisions import measure_revisions
 
     console = Console()
-    try:
-        if not revisions:
+    if not revisions:
+        with in_one_line(first=pathlib.Path(first), second=pathlib.Path(second)):
             _print_comparison(console, pathlib.Path(first), pathlib.Path(second))
-            return
-        chosen = ["--quick"] if suite == "quick" else ["--suite", suite]
-        sweep = ["sweep", *chosen, *shlex.split(options)]
-        measured = measure_revisions(first, second, sweep, out, again=again, announce=typer.echo)
-        _print_comparison(console, measured.first, measured.second)
-        typer.echo("The revisions ran one after the other: a machine that drifts favours one of them.")
-        if measured.again is not None:
-            drift = compare_folders(measured.first, measured.again).summary
-            typer.echo(f"The first against itself, before and after the second: {drift}")
-    except ValueError as error:
-        fail(str(error))
+        return
+    try:
+        with in_one_line(out=out):
+            chosen = ["--quick"] if suite == "quick" else ["--suite", suite]
+            sweep = ["sweep", *chosen, *_words(options)]
+            measured = measure_revisions(first, second, sweep, out, again=again, announce=typer.echo)
+            _print_comparison(console, measured.first, measured.second)
+            typer.echo("The revisions ran one after the other: a machine that drifts favours one of them.")
+            if measured.again is not None:
+                drift = compare_folders(measured.first, measured.again).summary
+                typer.echo(f"The first against itself, before and after the second: {drift}")
     except KeyboardInterrupt:
         typer.echo(f"stopped; {out} keeps every finished cell, and the same command resumes.")
         raise typer.Exit(130) from None
+
+
+def _words(options: str) -> list[str]:
+    """The options in one text.
+
+    Raises:
+        ValueError: a quotation in it does not end.
+    """
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        expected = 'options of `bench sweep` in a shell\'s notation, such as "--providers ours-torch"'
+        raise ValueError(f"--options: got {options!r}, expected {expected}: {str(error).lower()}.") from None
 
 
 def _print_comparison(console: object, first: pathlib.Path, second: pathlib.Path) -> None:

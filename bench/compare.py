@@ -90,7 +90,7 @@ class Comparison:
         counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in (FASTER, SLOWER, NO_DIFFERENCE))
         mean = self.geometric_mean
         claim = "" if mean is None else f"; geometric mean of the {self.count(FASTER) + self.count(SLOWER)} ratios {mean:.3f}"
-        return f"{len(self.pairs)} cells, second against first: {counts}{claim}"
+        return f"{len(self.pairs)} cell{'' if len(self.pairs) == 1 else 's'}, second against first: {counts}{claim}"
 
     @property
     def caveats(self) -> Iterator[str]:

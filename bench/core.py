@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from longformer_triton.bench.cases import DTYPES as CASE_DTYPES
 from longformer_triton.bench.cases import FORWARD, TRAINING, Case, useful_flops
 from longformer_triton.bench.machine import matmul_rate, provenance
 from longformer_triton.bench.measure import Cell, peak_extra_bytes, summarise
@@ -20,6 +21,8 @@ from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
 
 MARKDOWN_NAME, COMPARISONS_NAME = "core.md", "comparisons.csv"
+# Not float64: transformers computes its softmax in float32.
+DTYPES = tuple(name for name in CASE_DTYPES if name != "float64")
 
 Comparison = tuple[str, Case, Case]
 
@@ -56,7 +59,12 @@ def run_core(
 
     Besides the peers, each round times a square matrix product: ``times_floor`` is our time over (useful flops / its rate).
     The comparisons go to ``comparisons.csv`` there, and as a table to ``core.md``, which the README repeats.
+
+    Raises:
+        ValueError: ``dtype`` is none of ``DTYPES``, or the folder holds other results.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, expected one of {', '.join(DTYPES)}.")
     if threads is not None:
         torch.set_num_threads(threads)
     place = torch.device(device)
@@ -167,7 +175,7 @@ def as_markdown(results: Sequence[Result], dtype: str, rounds: int, origin: dict
     """The results for a document, with where they come from."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
     lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
-    threads = f", {origin['threads']} threads" if origin["threads"] else ""
+    threads = f", {origin['threads']} thread{'' if origin['threads'] == '1' else 's'}" if origin["threads"] else ""
     lines += [
         "",
         f"Attention core, batch 1, 12 heads, head_dim 64, window 512, one global token, {dtype}, the pattern's cost included.",

@@ -32,8 +32,9 @@ def report(console: Console) -> None:
         except importlib.metadata.PackageNotFoundError:
             console.print(f"{package}: not installed")
     devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    threads = torch.get_num_threads()
     for name in devices:
-        title = torch.cuda.get_device_name(name) if name != "cpu" else f"{torch.get_num_threads()} threads"
+        title = torch.cuda.get_device_name(name) if name != "cpu" else f"{threads} thread{'' if threads == 1 else 's'}"
         console.print(f"[bold]{name}[/bold] ({title})")
         if name != "cpu":
             runtime = (

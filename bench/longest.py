@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
+from longformer_triton.bench.cases import DTYPES
 from longformer_triton.bench.machine import provenance
 from longformer_triton.bench.model_cells import FULL, MODELS, OURS, PEER, TRAINING, ModelCase, ModelCell
 from longformer_triton.bench.record import OK, SKIPPED, Record
@@ -91,8 +92,10 @@ def run_longest(
         Whether all are found; False when ``time_limit`` seconds came first.
 
     Raises:
-        ValueError: ``device`` is no GPU, or the folder holds other results.
+        ValueError: ``dtype`` is none that a benchmark has, ``device`` is no GPU, or the folder holds other results.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype}, expected one of {', '.join(DTYPES)}.")
     place = torch.device(device)
     if place.type != "cuda":
         raise ValueError(f"device: got {device}, expected a GPU, which says that memory is short; a CPU swaps, or kills.")

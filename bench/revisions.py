@@ -38,6 +38,10 @@ def repository() -> pathlib.Path:
     return root
 
 
+class _GitError(ValueError):
+    """Git refused, and said why."""
+
+
 def _git(root: pathlib.Path, *arguments: str) -> str:
     try:
         # In a session of its own: Ctrl-C in a terminal reaches us, who clean up, and not git in the middle of its work.
@@ -47,7 +51,7 @@ def _git(root: pathlib.Path, *arguments: str) -> str:
     except FileNotFoundError:
         raise ValueError("--revisions: git is not installed, expected it to check the revisions out.") from None
     except subprocess.CalledProcessError as error:
-        raise ValueError(f"--revisions: git {arguments[0]} failed: {error.stderr.strip()}") from None
+        raise _GitError(f"--revisions: git {arguments[0]} failed: {error.stderr.strip()}") from None
     return done.stdout
 
 
@@ -55,11 +59,17 @@ def resolve(root: pathlib.Path, revision: str) -> str:
     """The abbreviated commit that a revision names.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names none, or several.
     """
     if revision.startswith("-"):
         raise ValueError(f"--revisions: got {revision}, expected a commit, a branch or a tag.")
-    return _git(root, "rev-parse", "--verify", "--short", f"{revision}^{{commit}}").strip()
+    try:
+        return _git(root, "rev-parse", "--verify", "--short", f"{revision}^{{commit}}").strip()
+    except _GitError:
+        raise ValueError(
+            f"--revisions: got {revision}, expected a commit, a branch or a tag of this checkout, and of one commit alone; "
+            "`git log --oneline --all` lists them."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -139,6 +149,7 @@ def measure_revisions(
 
     Raises:
         ValueError: a revision does not exist, both are the same commit, or a run failed.
+        OSError: ``out`` cannot be made.
         KeyboardInterrupt: the user stopped it; the worktrees are gone, every finished row is in ``out``.
     """
     root = repository() if root is None else root
@@ -146,6 +157,7 @@ def measure_revisions(
     if commits[0] == commits[1]:
         raise ValueError(f"--revisions: {first} and {second} are the same commit, {commits[0]}; expected two different ones.")
     out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     measured = Measured(out / commits[0], out / commits[1], out / f"{commits[0]}-again" if again else None)
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(worktree(root, commit)) for commit in commits]

@@ -221,7 +221,7 @@ def draw_roofline(found: Sequence[Point], ceilings: Sequence[Ceiling], results: 
             axes.set_title(f"{direction}, {dtype}")
         row[0].set_ylabel(f"useful {name}")
     figure.suptitle("What of the machine is used; large points: the longest texts", fontsize=15)
-    threads = "".join(f", {threads} threads" for threads in results.values("threads") if threads)
+    threads = "".join(f", {threads} thread{'' if threads == '1' else 's'}" for threads in results.values("threads") if threads)
     figure.supxlabel(f"{', '.join(results.values('device'))}{threads}, torch {', '.join(results.values('torch'))}", fontsize=9)
     return figure
 

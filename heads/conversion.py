@@ -65,11 +65,12 @@ class Conversion:
     def as_text(self) -> str:
         """The whole of it, a line for each thing."""
         config = self.model.config
+        layers = config.num_hidden_layers
         longest = self.model.base_model.embeddings.longest
         windows = sorted(set(config.windows()))
         size = f"{self.model.num_parameters():,} parameters, {str(self.model.dtype).removeprefix('torch.')}"
         lines = [
-            f"model: {self.source} -> {type(self.model).__name__}, {config.num_hidden_layers} layers, {size}",
+            f"model: {self.source} -> {type(self.model).__name__}, {layers} layer{'' if layers == 1 else 's'}, {size}",
             f"positions: {self.learned} learned ones tiled to {longest}, the most tokens that a text may have",
             f"attention window: {', '.join(map(str, windows))} tokens, both sides together",
             f"global projections: {len(self.report.copied)} parameters, copied from the local ones",

@@ -227,13 +227,19 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterable[dict[str, Ten
 
 
 def size_in_bytes(size: int | str, name: str = "max_shard_size") -> int:
-    """A number of bytes from an int or a text such as "5GB" or "200MiB"; ``name`` is the argument's, for the message.
+    """A number of bytes from an int or a text such as "5GB", "200MiB" or "5000000".
+
+    Args:
+        size: what was given.
+        name: of the argument, for the message.
 
     Raises:
         ValueError: anything else.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
-    number = int(float(found[1]) * _UNITS[found[2]]) if found is not None else size
+    number: object = int(float(found[1]) * _UNITS[found[2]]) if found is not None else size
+    if isinstance(number, str) and re.fullmatch(r"\d+", number):
+        number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and number > 0:
         return number
     raise ValueError(f"{name}: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")

@@ -182,7 +182,7 @@ def estimate_memory(
         what = f"training with {optimizer or 'no optimizer'}" + (" and gradient checkpointing" if checkpointing else "")
     title = (
         f"{architecture}, {model.parameters.total / 1e6:.1f} million parameters in {str(dtype).removeprefix('torch.')}, "
-        f"{place.device}: {what}, batch {batch}, {seq_len} tokens"
+        f"{place.device}: {what}, batch {batch}, {seq_len} token{'' if seq_len == 1 else 's'}"
     )
     return MemoryEstimate(title, model.parameters.total, weights, states, tuple(phases))
 

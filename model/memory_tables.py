@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-
-from longformer_triton.model import settings
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.memory import OPTIMIZERS, MemoryEstimate, estimate_memory, longest_text, usable
+from longformer_triton.model.memory import DTYPES, OPTIMIZERS, MemoryEstimate, estimate_memory, longest_text, usable
 from longformer_triton.model.memory_terms import ARCHITECTURES
 
 _BASE = {
@@ -60,6 +57,9 @@ class Plan:
         """
         if optimizer not in (*OPTIMIZERS, "none"):
             raise ValueError(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)} or none.")
+        dtypes = {str(known).removeprefix("torch."): known for known in DTYPES}
+        if dtype.removeprefix("torch.") not in dtypes:
+            raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(dtypes)}.")
         if model is None:
             models = {name: LongformerConfig(**sizes) for name, sizes in SIZES.items()}
         else:
@@ -69,7 +69,7 @@ class Plan:
             named = (config.architectures or [""])[0]
             architecture = named if named in ARCHITECTURES else "LongformerModel"
         options = {
-            "dtype": settings.dtype_of(dtype) or torch.float32,
+            "dtype": dtypes[dtype.removeprefix("torch.")],
             "optimizer": None if optimizer == "none" else optimizer,
             "architecture": architecture,
             "num_globals": num_globals,
@@ -96,7 +96,7 @@ class Plan:
         """For each model what texts of a length need in each mode, and whether that fits; the first row names the columns."""
         tables = {}
         for name, config in self.models.items():
-            tables[name] = [[f"{seq_len:,} tokens", "GiB", *self.memories]]
+            tables[name] = [[f"{seq_len:,} token{'' if seq_len == 1 else 's'}", "GiB", *self.memories]]
             for mode, flags in MODES.items():
                 estimate = self._estimate(config, seq_len, flags)
                 marks = ("yes" if estimate.fits(memory, self.margin) else "no" for memory in self.memories)

@@ -104,7 +104,11 @@ def test_a_failed_run_is_an_error_that_names_the_commit(root, tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
-    [("v1", "v9", "rev-parse failed"), ("v1", "v1", "same commit"), ("--help", "v1", "expected a commit")],
+    [
+        ("v1", "v9", "--revisions: got v9, expected a commit, a branch or a tag of this checkout"),
+        ("v1", "v1", "same commit"),
+        ("--help", "v1", "expected a commit"),
+    ],
 )
 def test_revisions_that_cannot_be_compared_are_refused(root, tmp_path, first, second, message):
     with pytest.raises(ValueError, match=message):
@@ -132,4 +136,20 @@ def test_the_command_compares_what_was_measured(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["bench", "compare", "--revisions", "a", "b", "--options", "--providers ours-torch"])
     assert result.exit_code == 0, result.output
     assert "2.000 (2.000 to 2.000)" in result.output
-    assert "The first against itself, before and after the second: 1 cells" in result.output
+    assert "The first against itself, before and after the second: 1 cell, second" in result.output
+
+
+def test_options_that_no_shell_would_take_are_refused_by_name():
+    result = CliRunner().invoke(app, ["bench", "compare", "--revisions", "a", "b", "--options", "'x"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith('error: --options: got "\'x", expected options of `bench sweep`')
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_checked_out(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(revisions, "repository", lambda: root)
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["bench", "compare", "--revisions", "v1", "v2", "--out", str(tmp_path / "file")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: out: {tmp_path / 'file'}: File exists; expected a folder")
+    assert_nothing_is_left(root)

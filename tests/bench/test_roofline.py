@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from longformer_triton.bench import roofline
 from longformer_triton.bench.cases import FORWARD, TRAINING, Case, useful_flops
@@ -11,6 +12,7 @@ from longformer_triton.bench.folder import read
 from longformer_triton.bench.machine import copy_bandwidth, provenance
 from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.record import OK, Record
+from longformer_triton.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CEILING = roofline.Ceiling("float32", 1e11, 1e10, 2048, 1 << 20, {})
@@ -69,6 +71,23 @@ def test_points_above_the_roof_are_counted(tmp_path):
     found = roofline.points(read(fill(tmp_path)))
     assert roofline.above_the_roof(found, [dataclasses.replace(CEILING, matmul_flops=1e20, copy_bytes=1e20)]) == 0
     assert roofline.above_the_roof(found, [dataclasses.replace(CEILING, matmul_flops=1.0)]) == 4
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 point lies above the roof"), (2, "2 points lie above the roof")])
+def test_the_command_says_how_many_points_lie_above(tmp_path, monkeypatch, count, said):
+    monkeypatch.setattr(roofline, "above_the_roof", lambda found, ceilings: count)
+    monkeypatch.setattr(roofline, "draw", lambda folder: [])
+    roofline.save_ceilings(fill(tmp_path), [CEILING])
+    result = CliRunner().invoke(app, ["bench", "roofline", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert said in result.output
+
+
+@pytest.mark.parametrize(("threads", "said"), [("1", "1 thread,"), ("2", "2 threads,")])
+def test_the_picture_counts_threads(tmp_path, threads, said):
+    results = read(fill(tmp_path, {"device": "a processor", "threads": threads, "date": ""}))
+    figure = roofline.draw_roofline(roofline.points(results), [CEILING], results)
+    assert f"a processor, {said}" in figure._supxlabel.get_text()
 
 
 def test_ceilings_are_measured_kept_and_drawn(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command that makes checkpoints long: what it writes and says, and errors as one line."""
 
+import errno
 import json
 
 import pytest
@@ -49,6 +50,24 @@ def test_the_defaults_are_those_of_the_paper(source, tmp_path):
     assert run(source, tmp_path / "long").exit_code == 0
     entries = json.loads((tmp_path / "long" / "config.json").read_text())
     assert (entries["attention_window"], entries["max_position_embeddings"], entries["dtype"]) == ([512, 512], 4098, "float32")
+
+
+def test_one_layer_is_singular(tmp_path):
+    saved(tmp_path / "bert", "bert", num_hidden_layers=1)
+    found = run(tmp_path / "bert", tmp_path / "long")
+    assert found.exit_code == 0, found.output
+    assert "-> LongformerModel, 1 layer, " in found.stdout
+
+
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("longformer_triton.heads.conversion.read_weights", refuse)
+    found = run(source, tmp_path / "long")
+    assert (found.exit_code, found.stdout) == (2, "")
+    told = "No space left on device; free some space, or name another place."
+    assert found.stderr == f"error: destination: {tmp_path / 'long'}: {told}\n"
 
 
 def test_a_tokenizer_that_ours_does_not_read_is_said_and_the_next_step_is_not(tmp_path):

@@ -50,6 +50,32 @@ def test_all_memories_grow():
             assert found == sorted(set(found))
 
 
+@pytest.mark.parametrize(
+    ("given", "column"), [("24000000000", "24GB"), ("25769803776", "24GiB"), ("24000000001", "24000000001"), (" 24GB", "24GB")]
+)
+def test_memory_may_be_a_number_of_bytes(given, column):
+    result = call("--memory", f"{given}, 8GB")
+    assert result.exit_code == 0, result.output
+    found = [longest_text(BASE, memory, 1, margin=0.1, training=True, device="cuda") for memory in (given.strip(), "8GB")]
+    assert row(result, "longformer-base-4096", "tokens") == [column, "8GB"]
+    assert row(result, "longformer-base-4096", "trains") == [f"{tokens:,}" for tokens in found]
+
+
+def test_every_dtype_that_is_taken_is_in_the_help():
+    help_text = " ".join(call("--help").stdout.replace("│", " ").split())
+    assert "float32, bfloat16, float16 or float64" in help_text
+    assert call("--dtype", "float64", "--length", 100).exit_code == 0
+
+
+def test_one_token_is_singular(tmp_path):
+    LongformerForMaskedLM(LongformerConfig(**TINY)).save_pretrained(tmp_path)
+    result = call("--model", tmp_path, "--length", 1, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "1 token " in result.stdout
+    assert "batch 1, 1 token\n" in result.stdout
+    assert "1 tokens" not in result.stdout
+
+
 def test_a_length():
     result = call("--memory", "8GB,80GB", "--length", "32k")
     assert result.exit_code == 0, result.output
@@ -82,7 +108,8 @@ def test_a_checkpoint_that_no_longformer_computes_is_one_line(tmp_path):
         (["--margin", "1"], "margin"),
         (["--optimizer", "lion"], "optimizer: got 'lion', expected one of adamw, adam, sgd, sgd-momentum or none."),
         (["--optimizer", "None"], "optimizer: got 'None', expected one of adamw, adam, sgd, sgd-momentum or none."),
-        (["--dtype", "float12"], "dtype"),
+        (["--dtype", "float12"], "dtype: got 'float12', expected one of float32, bfloat16, float16, float64."),
+        (["--dtype", "int8"], "dtype: got 'int8', expected one of float32, bfloat16, float16, float64."),
         (["--device", "tpu"], "device"),
         (["--architecture", "BertModel"], "architecture"),
         (["--model", "/nowhere/at/all"], "no such directory"),
