@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(no_args_is_help=True)
 
+Retry = Annotated[bool, typer.Option("--retry", help="Measure again what died, went wrong or ran out of memory.")]
+
 _BENCH_PACKAGES = ("matplotlib", "pandas", "psutil")
 
 
@@ -70,6 +72,7 @@ def sweep(
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
     cell_seconds: Annotated[float | None, typer.Option(help="Seconds of repeats a cell.", min=0)] = None,
     max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+    retry: Retry = False,
 ) -> None:
     """Sweep length, window and other axes over every provider, and draw what a suite is about.
 
@@ -112,6 +115,7 @@ def sweep(
         "time_limit": time_limit,
         "cell_seconds": cell_seconds,
         "max_call_seconds": max_call_seconds,
+        "retry": retry or None,
     }
     console = Console()
     with _resumable(out, console):
@@ -122,9 +126,20 @@ def sweep(
         for provider, note in notes(swept).items():
             console.print(f"note: {provider}: {note}")
         finished = run_suite(name, plans, out, console)
-    if not finished:
-        console.print("the time limit came first; the same command resumes.")
-    _draw(out)
+    if _is_there_something(out, console, finished=finished):
+        _draw(out)
+
+
+def _is_there_something(out: pathlib.Path, console: Console, *, finished: bool) -> bool:
+    """Whether to draw: always after a sweep that was finished, else if some cell is measured; says that it was not finished."""
+    from longformer_triton.bench.folder import read
+
+    if finished:
+        return True
+    measured = len(read(out).measured)
+    rest = "" if measured else " Nothing is measured yet, so nothing is drawn."
+    console.print(f"the time limit came first; the same command resumes.{rest}")
+    return measured > 0
 
 
 def _draw(folder: pathlib.Path) -> None:
@@ -173,6 +188,7 @@ def model(
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop cleanly.", min=0)] = None,
     cell_seconds: Annotated[float | None, typer.Option(help="Seconds of rounds a model.", min=0)] = None,
     max_call_seconds: Annotated[float | None, typer.Option(help="Skip cells whose calls would take longer.", min=0)] = None,
+    retry: Retry = False,
 ) -> None:
     """Compare whole models, base-sized: ours, transformers' Longformer, and RoBERTa with full attention, side by side.
 
@@ -201,16 +217,16 @@ def model(
         "time_limit": time_limit,
         "cell_seconds": cell_seconds,
         "max_call_seconds": max_call_seconds,
+        "retry": retry or None,
     }
     console = Console()
     plan = ModelPlan(device=device_or_best(device), **{name: value for name, value in given.items() if value is not None})
     with _resumable(out, console):
         finished = run_models(plan, out, console)
-        console.print(as_table(findings(load_models(out))))
-        for path in draw_and_describe(out):
-            typer.echo(str(path))
-    if not finished:
-        console.print("the time limit came first; the same command resumes.")
+        if _is_there_something(out, console, finished=finished):
+            console.print(as_table(findings(load_models(out))))
+            for path in draw_and_describe(out):
+                typer.echo(str(path))
 
 
 @bench.command()

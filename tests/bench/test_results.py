@@ -163,6 +163,14 @@ def test_command_sweep_runs_end_to_end(tmp_path):
     assert (tmp_path / "speedup.png").exists()
 
 
+@pytest.mark.parametrize("command", ["sweep", "model"])
+def test_a_limit_that_comes_before_the_first_cell_is_no_failure(tmp_path, command):
+    result = run("bench", command, "--out", tmp_path, "--lengths", "32", "--time-limit", 0, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "Nothing is measured yet" in result.output
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
