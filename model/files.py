@@ -227,7 +227,7 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterable[dict[str, Ten
 
 
 def size_in_bytes(size: int | str, name: str = "max_shard_size") -> int:
-    """A number of bytes from an int or a text such as "5GB", "200MiB" or "5000000".
+    """A number of bytes from an int or a text such as "5GB", "200MiB" or, a mebibyte at least, "5000000".
 
     Args:
         size: what was given.
@@ -238,7 +238,8 @@ def size_in_bytes(size: int | str, name: str = "max_shard_size") -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", size.upper()) if isinstance(size, str) else None
     number: object = int(float(found[1]) * _UNITS[found[2]]) if found is not None else size
-    if isinstance(number, str) and re.fullmatch(r"\d+", number):
+    # Whoever writes "24" means gigabytes more likely than bytes.
+    if isinstance(number, str) and re.fullmatch(r"\d{7,}", number) and int(number) >= 2**20:
         number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and number > 0:
         return number

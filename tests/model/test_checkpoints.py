@@ -129,7 +129,7 @@ def test_sizes_are_numbers_or_texts(size, expected):
     assert files.size_in_bytes(size) == expected
 
 
-@pytest.mark.parametrize("size", [0, -1, True, 1.5, None, "0KB", "GB", "0", "5.5", "5TB", "-5GB"], ids=repr)
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, None, "0KB", "GB", "0", "5", "1048575", "5.5", "5TB", "-5GB"], ids=repr)
 def test_other_sizes_are_refused_before_anything_is_written(tmp_path, size):
     with pytest.raises(ValueError, match=r"^max_shard_size: got .*'5GB'"):
         ours("LongformerModel").save_pretrained(tmp_path, max_shard_size=size)
