@@ -13,7 +13,7 @@ from rich.table import Table
 from longformer_triton.bench.model_cells import DIRECTIONS, FULL, MODELS, OURS, PATCHED, PEER, UNABSORBED, ModelCase
 from longformer_triton.bench.model_sweep import SHORT, USUAL, ModelPlan, comparison_length
 from longformer_triton.bench.plot import fitted_exponent
-from longformer_triton.bench.record import FILE_NAME, OK, names
+from longformer_triton.bench.record import FILE_NAME, OK, names, read_rows
 from longformer_triton.bench.tables import MEMORY, TIME, run_of, when, where
 
 MARKDOWN_NAME = "model.md"
@@ -28,12 +28,12 @@ def load_models(folder: pathlib.Path) -> pd.DataFrame:
     """The measured cells of a folder, the last row of each; where a row comes from is text, as it was written.
 
     Raises:
-        ValueError: there is no such file, or it holds no measured cell.
+        ValueError: there is no such file, it is damaged, or it holds no measured cell.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise ValueError(f"folder: {path} does not exist; run `longformer-triton bench model --out {folder}` first.")
-    columns = list(pd.read_csv(path, nrows=0).columns)
+    columns, _ = read_rows(path)  # says which line is damaged
     # As numbers, version 2.10 would be 2.1, and a commit of digits would lose its zeros.
     origins = columns[columns.index("device") :]
     frame = pd.read_csv(path, dtype=dict.fromkeys(origins, str)).drop_duplicates(names(ModelCase), keep="last")

@@ -136,7 +136,7 @@ def setting(results: Results, defaults: Mapping[str, object]) -> str:
 
 def where(rows: Sequence[Mapping[str, str]], software: Sequence[str] = _SOFTWARE) -> str:
     """The machines that rows were measured on, and their versions of ``software``."""
-    threads = [f"{value} threads" for value in [_all(rows, "threads")] if value]
+    threads = [f"{value} thread{'' if value == '1' else 's'}" for value in [_all(rows, "threads")] if value]
     versions = [f"{name} {value}" for name in software if (value := _all(rows, name))]
     return ", ".join([_all(rows, "device"), *threads, *versions])
 

@@ -43,6 +43,12 @@ def found(folder):
     return {finding.what: finding.values.get(FORWARD) for finding in findings(load_models(folder))}
 
 
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "results.csv").write_text("provider,status,reason,p50_ms,device,date\nours,ok,,1.0,cpu,today\nours,ok\n")
+    with pytest.raises(ValueError, match="line 3: got 2 fields, expected 6"):
+        load_models(tmp_path)
+
+
 def test_a_ratio_of_times_is_of_one_run_and_one_of_memory_is_marked(tmp_path):
     fill(tmp_path, providers=(OURS, PEER, FULL))
     fill(tmp_path, LATER, providers=(PATCHED,))
