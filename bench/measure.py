@@ -179,9 +179,9 @@ def summarise(cell: Cell, samples_ms: list[float], peak_bytes: int | None) -> Me
         repeats=len(samples_ms),
         first_call_ms=round(cell.first_call_ms, 3),
         peak_extra_mib=None if peak_bytes is None else round(peak_bytes / 2**20, 3),
-        useful_tflops=round(useful_flops(cell.case) / median / 1e9, 5),
+        useful_tflops=float(f"{useful_flops(cell.case) / median / 1e9:.5g}"),
         relative_error=float(f"{cell.error:.2e}"),
-        tile_tflops=None if of_tiles is None else round(of_tiles / median / 1e9, 5),
+        tile_tflops=None if of_tiles is None else float(f"{of_tiles / median / 1e9:.5g}"),
     )
 
 

@@ -57,10 +57,10 @@ class Plan:
 
     def validate(self) -> None:
         """Raise ValueError for axes that cannot be."""
-        for name, allowed in (("providers", PROVIDERS), ("directions", DIRECTIONS)):
-            unknown = [value for value in getattr(self, name) if value not in allowed]
+        for name, given, allowed in (("providers", self.providers, PROVIDERS), ("direction", self.directions, DIRECTIONS)):
+            unknown = [value for value in given if value not in allowed]
             if unknown:
-                raise ValueError(f"{name}: got {', '.join(unknown)}, expected some of {', '.join(allowed)}.")
+                raise ValueError(f"{name}: got {', '.join(map(repr, unknown))}, expected some of {', '.join(allowed)}.")
         for name, expected in (("dtype", DTYPES), ("globals_at", PLACES)):
             if getattr(self, name) not in expected:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected one of {', '.join(expected)}.")

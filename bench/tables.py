@@ -116,7 +116,9 @@ def _cell(row: Row | None, ours: Row | None, column: str) -> str:
     if column == TIME and _spread(row).overlaps(_spread(ours)):
         return f"{short(value)} (no difference{mark})"
     times = value / reference
-    return f"{short(value)} ({times:.{2 if times < 10 else 0}f}x{mark})"
+    # Two decimals of a thousandth would say that it takes no time.
+    factor = f"{times:.{2 if times < 10 else 0}f}" if times >= 0.1 else short(times)
+    return f"{short(value)} ({factor}x{mark})"
 
 
 def _spread(row: Row) -> Spread:

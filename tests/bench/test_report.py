@@ -7,7 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from longformer_triton.bench import core
+from longformer_triton.bench import core, tables
 from longformer_triton.bench.cases import FORWARD, Case
 from longformer_triton.bench.folder import case_of, read
 from longformer_triton.bench.measure import Measurement
@@ -83,6 +83,12 @@ def test_the_markdown_says_where_the_numbers_come_from(tmp_path):
     assert "All: batch 1, heads 12, head_dim 64, float32, num_globals 0." in text
     assert "a processor, 2 threads, torch 2.0, transformers 4. 2026-01-01, commit abc." in text
     assert "- sdpa: full attention" in text
+
+
+def test_a_small_share_of_our_time_is_not_none_of_it():
+    row = {"provider": "sdpa", "status": OK, "p20_ms": "1", "p50_ms": "1", "p80_ms": "1"}
+    ours = {**row, "provider": "ours-torch", "p20_ms": "400", "p50_ms": "400", "p80_ms": "400"}
+    assert tables._cell(row, ours, "p50_ms") == "1.00 (0.0025x)"
 
 
 def test_numbers_never_have_exponents():

@@ -261,8 +261,8 @@ def test_the_quick_plan_reaches_16k_and_includes_full_attention():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"providers": ("ours-torch", "nobody")}, r"providers: got nobody, expected some of"),
-        ({"directions": ("sideways",)}, r"directions: got sideways"),
+        ({"providers": ("ours-torch", "nobody")}, r"providers: got 'nobody', expected some of"),
+        ({"directions": ("sideways",)}, r"direction: got 'sideways'"),
         ({"dtype": "int8"}, r"dtype: got int8"),
         ({"lengths": ()}, r"lengths: got \[\]"),
         ({"windows": (0,)}, r"windows: got \[0\]"),
