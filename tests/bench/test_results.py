@@ -1,5 +1,6 @@
 """Results on disk: the record, the pictures, the comparison, the command line."""
 
+import filelock
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -99,6 +100,15 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
         pass
     with Record(tmp_path).alone():
         assert record.rows() == []
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def refuse(self, *args, **options):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with Record(tmp_path).alone(), Record(tmp_path).alone():
+        pass
 
 
 def test_a_foreign_file_is_refused(tmp_path):
