@@ -101,7 +101,7 @@ def why_skip(case: ModelCase, plan: ModelPlan, done: dict[ModelCase, dict[str, s
     device = torch.device(plan.device)
     needed, free = needed_bytes([case], {case: _active_bytes(case, done)}, device.type), free_bytes(device)
     if needed > MEMORY_SHARE * free:
-        return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        return f"needs about {needed / 2**30:.1f} GiB, more than {MEMORY_SHARE:.0%} of the {free / 2**30:.1f} GiB that are free"
     return None
 
 

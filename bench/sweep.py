@@ -140,7 +140,7 @@ def why_skip(case: Case, plan: Plan, done: dict[Case, dict[str, str]]) -> str | 
         return reason
     needed, free = provider.peak_bytes(case, device), free_bytes(device)
     if needed > MEMORY_SHARE * free:
-        return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        return f"needs about {needed / 2**30:.1f} GiB, more than {MEMORY_SHARE:.0%} of the {free / 2**30:.1f} GiB that are free"
     predicted = _predicted_seconds(case, done)
     if predicted is not None and predicted > plan.max_call_seconds:
         return f"about {predicted:.1f} s a call, more than --max-call-seconds {plan.max_call_seconds:g}"

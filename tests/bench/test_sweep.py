@@ -141,7 +141,7 @@ def test_a_deadline_stops_a_running_cell():
 def test_cells_that_do_not_fit_in_memory_are_skipped_with_the_numbers(monkeypatch):
     monkeypatch.setattr(sweep_module, "free_bytes", lambda device: 2**30)
     case = Case("reference", FORWARD, 16384, 512)
-    assert why_skip(case, TINY, {}) == "needs about 60.0 GiB, 1.0 GiB are free"
+    assert why_skip(case, TINY, {}) == "needs about 60.0 GiB, more than 80% of the 1.0 GiB that are free"
 
 
 def test_calls_that_would_take_too_long_are_skipped_with_the_prediction():
