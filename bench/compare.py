@@ -15,6 +15,7 @@ from longformer_triton.bench import environment
 from longformer_triton.bench.cases import Case
 from longformer_triton.bench.folder import Results, Row, number, read
 from longformer_triton.bench.model_cells import ModelCase
+from longformer_triton.bench.words import counted
 
 FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference"
 # Columns that differ where the machine does, and where only its software does.
@@ -90,7 +91,7 @@ class Comparison:
         counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in (FASTER, SLOWER, NO_DIFFERENCE))
         mean = self.geometric_mean
         claim = "" if mean is None else f"; geometric mean of the {self.count(FASTER) + self.count(SLOWER)} ratios {mean:.3f}"
-        return f"{len(self.pairs)} cell{'' if len(self.pairs) == 1 else 's'}, second against first: {counts}{claim}"
+        return f"{counted(len(self.pairs), 'cell')}, second against first: {counts}{claim}"
 
     @property
     def caveats(self) -> Iterator[str]:

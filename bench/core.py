@@ -19,6 +19,7 @@ from longformer_triton.bench.machine import matmul_rate, provenance
 from longformer_triton.bench.measure import Cell, peak_extra_bytes, summarise
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import OK, SKIPPED, Record
+from longformer_triton.bench.words import counted
 
 MARKDOWN_NAME, COMPARISONS_NAME = "core.md", "comparisons.csv"
 # Not float64: transformers computes its softmax in float32.
@@ -175,7 +176,7 @@ def as_markdown(results: Sequence[Result], dtype: str, rounds: int, origin: dict
     """The results for a document, with where they come from."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
     lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
-    threads = f", {origin['threads']} thread{'' if origin['threads'] == '1' else 's'}" if origin["threads"] else ""
+    threads = f", {counted(origin['threads'], 'thread')}" if origin["threads"] else ""
     lines += [
         "",
         f"Attention core, batch 1, 12 heads, head_dim 64, window 512, one global token, {dtype}, the pattern's cost included.",

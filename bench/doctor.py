@@ -17,6 +17,7 @@ from rich.progress import track
 
 from longformer_triton.bench import kernel_checks
 from longformer_triton.bench.driver import driver_version
+from longformer_triton.bench.words import counted
 from longformer_triton.kernels import available_backends
 from longformer_triton.kernels.backends import TRITON_INSTALLED, why_not
 
@@ -32,9 +33,9 @@ def report(console: Console) -> None:
         except importlib.metadata.PackageNotFoundError:
             console.print(f"{package}: not installed")
     devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    threads = torch.get_num_threads()
+    threads = counted(torch.get_num_threads(), "thread")
     for name in devices:
-        title = torch.cuda.get_device_name(name) if name != "cpu" else f"{threads} thread{'' if threads == 1 else 's'}"
+        title = torch.cuda.get_device_name(name) if name != "cpu" else threads
         console.print(f"[bold]{name}[/bold] ({title})")
         if name != "cpu":
             runtime = (

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from longformer_triton.bench.cases import DIRECTIONS, Case
 from longformer_triton.bench.providers import PROVIDERS
 from longformer_triton.bench.record import FILE_NAME, OK, names, read_rows
+from longformer_triton.bench.words import counted, place
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each provider also has its own marker.
 _STYLE = {
@@ -179,14 +180,9 @@ def setting(frame: pd.DataFrame) -> str:
     num_globals = int(frame["num_globals"].max())
     tokens = {0: "no global token", 1: "one global token"}.get(num_globals, f"{num_globals} global tokens")
     return (
-        f"batch {int(first['batch'])}, {counted(first['heads'], 'head')}, head_dim {int(first['head_dim'])}, {first['dtype']}, "
-        f"{', '.join([tokens, *_unusual(frame)])}; {' and '.join(_places(frame))}"
+        f"batch {int(first['batch'])}, {counted(int(first['heads']), 'head')}, head_dim {int(first['head_dim'])}, "
+        f"{', '.join([first['dtype'], tokens, *_unusual(frame)])}; {' and '.join(_places(frame))}"
     )
-
-
-def counted(number: float, what: str) -> str:
-    """1 thread, 2 threads."""
-    return f"{int(number)} {what}{'' if number == 1 else 's'}"
 
 
 def _unusual(frame: pd.DataFrame) -> list[str]:
@@ -198,7 +194,7 @@ def _unusual(frame: pd.DataFrame) -> list[str]:
     if (windowed["dilation"] > 1).any():
         words.append(f"dilation {int(windowed['dilation'].max())}")
     if frame["key_heads"].notna().any():
-        words.append(counted(frame["key_heads"].max(), "key head"))
+        words.append(counted(int(frame["key_heads"].max()), "key head"))
     return [*words, "in a CUDA graph"] if frame["graph"].any() else words
 
 
@@ -206,7 +202,7 @@ def _places(frame: pd.DataFrame) -> list[str]:
     """Each device with its number of threads and its PyTorch."""
     return list(
         dict.fromkeys(
-            f"{device}{'' if pd.isna(threads) else ', ' + counted(threads, 'thread')}, torch {version}"
+            place(device, "" if pd.isna(threads) else int(threads), version)
             for device, threads, version in zip(frame["device"], frame["threads"], frame["torch"], strict=True)
         )
     )
@@ -217,15 +213,10 @@ def window_label(frame: pd.DataFrame) -> str:
     return f"window, tokens ({'before the query' if frame['is_causal'].any() else 'both sides'})"
 
 
-def room_above(axes: Axes, share: float) -> None:
+def room_for_legend(axes: Axes) -> None:
     """Stretch a logarithmic axis upwards, for a legend that covers no line."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** share)
-
-
-def room_for_legend(axes: Axes) -> None:
-    """The same, by how many entries the legend will have."""
-    room_above(axes, 0.1 + 0.09 * len(axes.get_legend_handles_labels()[0]))
+    axes.set_ylim(low, high * (high / low) ** (0.1 + 0.09 * len(axes.get_legend_handles_labels()[0])))
 
 
 def draw_scaling(frame: pd.DataFrame) -> Figure:

@@ -16,6 +16,7 @@ import filelock
 from longformer_triton.bench import environment
 from longformer_triton.bench.cases import Case
 from longformer_triton.bench.measure import Measurement
+from longformer_triton.bench.words import place
 
 _PROVENANCE = [
     "device",
@@ -168,13 +169,12 @@ class Record:
 
     def others(self, origin: dict[str, str]) -> list[str]:
         """A sentence for each other device, number of threads or PyTorch that cells here were measured with."""
-        kept = [name for name in ("device", "threads", "torch") if name in origin]
-        here = [origin[name] for name in kept]
-        found = [[row[name] for name in kept] for row in self.rows() if row["status"] == OK]
-        others = dict.fromkeys(_in_words(dict(zip(kept, values, strict=True))) for values in found if values != here)
+        here = place(origin["device"], origin.get("threads", ""), origin["torch"])
+        found = dict.fromkeys(place(row["device"], row["threads"], row["torch"]) for row in self.rows() if row["status"] == OK)
         return [
             f"{self.path.parent} holds cells of {other}, which pictures join with those of now: another --out keeps them apart."
-            for other in others
+            for other in found
+            if other != here
         ]
 
     def _case(self, row: dict[str, str]) -> Any:
@@ -188,9 +188,3 @@ class Record:
                     f"folder: {self.path}: got {text!r} as {field.name}, expected a whole number: remove that line."
                 ) from None
         return self.case_type(**values)
-
-
-def _in_words(origin: dict[str, str]) -> str:
-    threads = origin.get("threads", "")
-    counted = f", {threads} thread{'' if threads == '1' else 's'}" if threads else ""
-    return f"{origin['device']}{counted}, torch {origin['torch']}"

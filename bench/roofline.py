@@ -22,6 +22,7 @@ from longformer_triton.bench.folder import Results, case_of, read
 from longformer_triton.bench.machine import copy_bandwidth, matmul_rate, provenance
 from longformer_triton.bench.plot import SETTINGS, style_of, write
 from longformer_triton.bench.providers import PROVIDERS
+from longformer_triton.bench.words import counted
 
 FILE_NAME = "ceilings.json"
 PICTURE = "roofline"
@@ -221,7 +222,7 @@ def draw_roofline(found: Sequence[Point], ceilings: Sequence[Ceiling], results: 
             axes.set_title(f"{direction}, {dtype}")
         row[0].set_ylabel(f"useful {name}")
     figure.suptitle("What of the machine is used; large points: the longest texts", fontsize=15)
-    threads = "".join(f", {threads} thread{'' if threads == '1' else 's'}" for threads in results.values("threads") if threads)
+    threads = "".join(f", {counted(threads, 'thread')}" for threads in results.values("threads") if threads)
     figure.supxlabel(f"{', '.join(results.values('device'))}{threads}, torch {', '.join(results.values('torch'))}", fontsize=9)
     return figure
 

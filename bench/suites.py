@@ -198,13 +198,14 @@ def run_suite(name: str, plans: Plan | Sequence[Plan] | ModelPlan, folder: pathl
         ValueError: a plan or the folder does not fit.
         KeyboardInterrupt: the user stopped it; every finished row is on disk.
     """
-    for plan in [plans] if isinstance(plans, (Plan, ModelPlan)) else plans:
+    each = [plans] if isinstance(plans, (Plan, ModelPlan)) else list(plans)
+    for plan in each:
         plan.validate()
     # Refuses a folder of other results before anything is written there.
     Record(folder, *((ModelCase, ModelMeasurement) if isinstance(plans, ModelPlan) else ()))
     note_suite(name, folder)
     finished = run_models(plans, folder, console) if isinstance(plans, ModelPlan) else run_sweep(plans, folder, console)
-    first = plans if isinstance(plans, (Plan, ModelPlan)) else plans[0]
+    first = each[0]
     if finished and name == MEMORY and first.device.startswith("cuda"):
         from longformer_triton.bench.memory import run_longest_attention
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from longformer_triton.bench.compare import Spread
 from longformer_triton.bench.folder import Results, Row, number
 from longformer_triton.bench.record import SKIPPED
+from longformer_triton.bench.words import counted
 
 TIME, MEMORY = "p50_ms", "peak_extra_mib"
 _TITLES = {TIME: "Milliseconds a call, median", MEMORY: "Peak extra memory, MiB"}
@@ -138,7 +139,7 @@ def setting(results: Results, defaults: Mapping[str, object]) -> str:
 
 def where(rows: Sequence[Mapping[str, str]], software: Sequence[str] = _SOFTWARE) -> str:
     """The machines that rows were measured on, and their versions of ``software``."""
-    threads = [f"{value} thread{'' if value == '1' else 's'}" for value in [_all(rows, "threads")] if value]
+    threads = [counted(value, "thread") for value in [_all(rows, "threads")] if value]
     versions = [f"{name} {value}" for name in software if (value := _all(rows, name))]
     return ", ".join([_all(rows, "device"), *threads, *versions])
 
