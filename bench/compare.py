@@ -21,6 +21,9 @@ FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference"
 # Columns that differ where the machine does, and where only its software does.
 _MACHINE, _SOFTWARE = ("device", "threads"), ("torch", "triton", "transformers", "python")
 
+# Cells of one folder alone that are listed one by one.
+_FEW = 4
+
 Lines = tuple[str, ...]
 
 
@@ -102,7 +105,16 @@ class Comparison:
             yield f"different software: {'; '.join(self.other_software)}"
         for which, cells in (("first", self.only_first), ("second", self.only_second)):
             if cells:
-                yield f"measured in the {which} folder only: {'; '.join(label(cell) for cell in cells)}"
+                yield f"measured in the {which} folder only: {self._listed(cells)}"
+
+    def _listed(self, cells: Sequence[dict[str, str]]) -> str:
+        """Few cells one by one, many by the values that they take on the axes that vary in either folder."""
+        if len(cells) <= _FEW:
+            return "; ".join(label(cell) for cell in cells)
+        everything = [*(pair.cell for pair in self.pairs), *self.only_first, *self.only_second]
+        varying = [axis for axis in self.axes if len({cell[axis] for cell in everything}) > 1]
+        values = [" ".join([axis, ", ".join(dict.fromkeys(cell[axis] or "full" for cell in cells))]) for axis in varying]
+        return f"{counted(len(cells), 'cell')} ({'; '.join(values)})"
 
 
 def compare(first: pathlib.Path, second: pathlib.Path) -> Comparison:

@@ -98,6 +98,13 @@ def test_cells_of_one_folder_alone_are_listed(tmp_path):
     ]  # fmt: skip
 
 
+def test_many_cells_of_one_folder_alone_are_told_by_their_values(tmp_path):
+    """A sweep of another window lists no hundred cells: what varies in neither folder is left out too."""
+    lengths = dict.fromkeys(range(2, 9), 1.0)
+    found = compare(fill(tmp_path / "a", {1: 1.0, **lengths}), fill(tmp_path / "b", {1: 1.0}))
+    assert list(found.caveats) == ["measured in the first folder only: 7 cells (seq_len 2, 3, 4, 5, 6, 7, 8)"]
+
+
 def test_other_machines_and_other_software_are_called_out(tmp_path):
     first = fill(tmp_path / "a", {1: 1.0})
     second = fill(tmp_path / "b", {1: 1.0}, {**ORIGIN, "threads": "4", "torch": "2.1"})

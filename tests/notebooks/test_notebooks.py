@@ -27,11 +27,17 @@ def test_all_notebooks_are_here_and_listed():
     assert set(re.findall(r"\]\((\w+)\.ipynb\)", index)) == NAMES
 
 
+def on_stderr(outputs):
+    return [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+
+
 @each_notebook
 def test_runs_from_top_to_bottom(path):
     """In a fresh kernel and an empty folder; nbclient raises what a cell raised."""
     done = stored_notebooks.normalised(stored_notebooks.run(path))
-    assert all(output.output_type != "error" for output in stored_notebooks.outputs_of(done))
+    outputs = stored_notebooks.outputs_of(done)
+    assert all(output.output_type != "error" for output in outputs)
+    assert not on_stderr(outputs)
     assert [cell.execution_count for cell in code_cells(done)] == list(range(1, len(code_cells(done)) + 1))
     assert not stored_notebooks.machine_paths(stored_notebooks.text_of(done))
 
@@ -45,7 +51,7 @@ def test_is_stored_as_it_ran(stored):
     outputs = stored_notebooks.outputs_of(stored)
     assert outputs
     assert not [output for output in outputs if output.output_type == "error"]
-    assert not [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not on_stderr(outputs)
 
 
 @each_notebook

@@ -52,20 +52,11 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
         cell.id = f"cell-{number:02d}"
         cell.metadata = NotebookNode()
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_without_profiler_talk, cell.outputs) if output is not None]
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = NotebookNode()
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
-
-
-def _without_profiler_talk(output: NotebookNode) -> NotebookNode | None:
-    """Without what PyTorch's profiler, which measures memory in child processes, says of itself; None if nothing is left."""
-    if output.output_type != "stream" or output.name != "stderr":
-        return output
-    output.text = "".join(line for line in output.text.splitlines(True) if not re.match(r"USDT:|\[W.*CPUAllocator", line))
-    return output if output.text.strip() else None
 
 
 def text_of(notebook: NotebookNode) -> str:
