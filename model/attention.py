@@ -98,6 +98,7 @@ class AttentionComputation:
             query_global = self._split(apply_linear(self.query_global, pattern.gather_global(hidden_states)))
             if not output_attentions and self._absorb(pattern, query.shape[1], hidden_states.shape[2]):
                 context = sliding_window_attention(query, key, value, pattern=pattern, dropout_p=dropout_p, dropout_seed=seed)
+                del query, key, value  # without gradients, before anything more is allocated
                 rows = self._absorbed_rows(hidden_states, query_global, pattern, dropout_p, seed)
                 context = _replace_rows(context, rows, pattern)
             else:
@@ -247,7 +248,7 @@ def _replace_rows(context: Tensor, rows: Tensor, pattern: AttentionPattern) -> T
     index = pattern.global_index[:, None, :, None]
     rows = torch.where(index >= 0, rows, rows.new_zeros(()))
     emptied = context.masked_fill(pattern.global_mask[:, None, :, None], 0.0)
-    return emptied.scatter_add(2, index.clamp_min(0).expand_as(rows), rows)
+    return emptied.scatter_add_(2, index.clamp_min(0).expand_as(rows), rows)
 
 
 def _slice_linear(linear: nn.Linear, heads: list[int], head_dim: int, dim: int) -> nn.Linear:
