@@ -53,18 +53,17 @@ def in_one_line(*also: type[Exception], **places: pathlib.Path) -> Iterator[None
     except BrokenPipeError:
         raise  # whoever reads the output wants no more of it, which Click deals with
     except OSError as error:
-        fail(_in_words(error, places))
+        fail(in_words(error, places))
 
 
-def _in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
-    """Which place, which file, the system's reason, what to do."""
+def in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
+    """Which of the ``places``, which file, the system's reason, what to do. Without places, standard output is written to."""
     if isinstance(error.filename, (str, bytes)):
         where = pathlib.Path(os.fsdecode(error.filename))
         near = (name for name, place in places.items() if _are_nested(where.absolute(), place.absolute()))
         told = [next(near, ""), str(where)]
-    elif error.errno in _OF_WRITING and places:
-        name, place = next(iter(places.items()))
-        told = [name, str(place)]
+    elif error.errno in _OF_WRITING:
+        told = [f"{name}: {place}" for name, place in places.items()][:1] or ["standard output"]
     else:
         return str(error)
     reason = f"{error.strerror}; {_ADVICE.get(error.errno or 0, 'name another place')}."

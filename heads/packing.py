@@ -7,6 +7,7 @@ sentence. No token is lost: the last row is as short as what is left.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -33,23 +34,46 @@ def documents(path: Path, form: str | None = None) -> Iterator[tuple[str, int]]:
             "text". None: "jsonl" by the suffix ``.jsonl``, else "text". Lines are read one by one, a text as a whole.
 
     Raises:
-        ValueError: it is not UTF-8, or a line no such JSON.
+        ValueError: it is not UTF-8, or a line no such JSON; the message says where.
     """
     chosen = form or ("jsonl" if path.suffix == ".jsonl" else "text")
     with path.open("rb") as file:
         for number, line in enumerate([file.read()] if chosen == "text" else file, start=1):
             where = str(path) if chosen == "text" else f"{path}:{number}"
             try:
-                text = line.decode("utf-8")
-                if chosen == "jsonl":
-                    content = json.loads(text) if text.strip() else ""
-                    text = content if isinstance(content, str) else content["text"]
-                if not isinstance(text, str):
-                    raise TypeError(f"text is a {type(text).__name__}")
-            except (ValueError, KeyError, TypeError) as error:
-                wanted = 'a JSON string or an object with a "text"' if chosen == "jsonl" else "UTF-8"
-                raise ValueError(f"{where}: got {error!r}, expected {wanted}.") from None
+                # Some programs begin a file with a byte order mark, which is no part of its text.
+                text = _text_in(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, chosen)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
             yield (text.rstrip("\r\n") if chosen == "lines" else text), len(line)
+
+
+def _text_in(line: bytes, form: str) -> str:
+    """The text in a line, or in a whole file; empty where a line of JSON is blank.
+
+    Raises:
+        ValueError: it is not UTF-8, or no such JSON.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"{line[error.start]:#04x} after {error.start} others"
+        raise ValueError(f"got the byte {byte}, expected UTF-8: convert the file.") from None
+    if form != "jsonl":
+        return text
+    if not text.strip():
+        return ""
+    wanted = 'expected a JSON string or an object with a "text"'
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"got no JSON ({error}), {wanted}.") from None
+    if isinstance(content, dict) and "text" not in content:
+        raise ValueError(f"got no 'text' among {sorted(content)}, {wanted}.")
+    found = content["text"] if isinstance(content, dict) else content
+    if not isinstance(found, str):
+        raise ValueError(f"got {type(found).__name__}, {wanted}.")
+    return found
 
 
 def check_files(name: str, files: Sequence[Path], form: str | None) -> None:

@@ -45,12 +45,17 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
     if problem_type == "regression":
         if labels.numel() != logits.numel():
             raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected as many numbers as {tuple(logits.shape)}.")
-        return mse_loss(logits, labels.view(logits.shape).to(logits.dtype))
+        return mse_loss(logits, _as_targets(labels.view(logits.shape), logits))
     if problem_type == "single_label_classification":
         return cross_entropy(logits, inputs.classes("labels", labels, logits.shape[:1], logits.shape[1]))
     if labels.shape != logits.shape:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected (batch, num_labels) = {tuple(logits.shape)}.")
-    return binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return binary_cross_entropy_with_logits(logits, _as_targets(labels, logits))
+
+
+def _as_targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """``labels`` to compare ``logits`` with: integers take their dtype, others keep their own, and the loss has the better."""
+    return labels if labels.is_floating_point() else labels.to(logits.dtype)
 
 
 class LongformerForSequenceClassification(LongformerPreTrainedModel):

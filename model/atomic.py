@@ -34,7 +34,7 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
         ValueError: ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"directory: got {folder}, which is a file, expected a folder, or a name that is free.")
+        raise ValueError(f"save_directory: got {folder}, which is a file, expected a folder, or a name that is free.")
     folder.mkdir(parents=True, exist_ok=True)
     recover(folder)
     _clean(folder)

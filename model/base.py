@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model import loading, settings
 from longformer_triton.model.atomic import write_together
-from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import CONFIG_NAME, stale_weights, write_weights
 from longformer_triton.model.initial import initialise, resized_rows, tiled_positions
 from longformer_triton.model.outputs import ModelOutput
@@ -46,11 +46,7 @@ class LongformerPreTrainedModel(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        if not isinstance(config, LongformerConfig):
-            raise TypeError(
-                f"config: got {type(config).__name__}, expected a LongformerConfig of this package: "
-                "LongformerConfig.from_dict(config.to_dict()) makes one of transformers'."
-            )
+        check_config(config)
         config.validate()
         config.attention_window = config.windows()
         self.config = config
@@ -115,21 +111,25 @@ class LongformerPreTrainedModel(nn.Module):
     @overload
     @classmethod
     def from_pretrained(
-        cls: type[_Model], name_or_path: str | Path, *, output_loading_info: Literal[False] = ..., **options: Any
+        cls: type[_Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        output_loading_info: Literal[False] = ...,
+        **options: Any,
     ) -> _Model: ...
 
     @overload
     @classmethod
     def from_pretrained(
-        cls: type[_Model], name_or_path: str | Path, *, output_loading_info: Literal[True], **options: Any
+        cls: type[_Model], pretrained_model_name_or_path: str | Path, *, output_loading_info: Literal[True], **options: Any
     ) -> tuple[_Model, dict[str, Any]]: ...
 
     @classmethod
     def from_pretrained(
         cls: type[_Model],
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
-        config: LongformerConfig | None = None,
+        config: LongformerConfig | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         ignore_mismatched_sizes: bool = False,
@@ -142,8 +142,9 @@ class LongformerPreTrainedModel(nn.Module):
         begin as copies of the local ones, as in the paper. One warning lists what was new and what was not used.
 
         Args:
-            name_or_path: a directory with config.json and weights (model.safetensors, its shards, or pytorch_model.bin).
-            config: instead of the directory's own.
+            pretrained_model_name_or_path: a directory with config.json and weights (model.safetensors, its shards, or
+                pytorch_model.bin), or a name on the hub.
+            config: instead of the directory's own; or where to read it.
             dtype: of the floating-point parameters; None is float32, "auto" what the checkpoint has. (Also ``torch_dtype``.)
             device: where to put the model.
             ignore_mismatched_sizes: let parameters whose shape differs be new instead of raising.
@@ -160,19 +161,26 @@ class LongformerPreTrainedModel(nn.Module):
             ValueError, TypeError: the configuration or an argument does not fit.
         """
         model, report = loading.load(
-            cls, name_or_path, config, dtype, device, ignore_mismatched_sizes=ignore_mismatched_sizes, options=overrides
+            cls,
+            pretrained_model_name_or_path,
+            config,
+            dtype,
+            device,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            options=overrides,
         )
         return (model, report.as_info()) if output_loading_info else model
 
     def save_pretrained(
         self,
-        directory: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         *,
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         save_function: Any = None,  # noqa: ARG002 - accelerate passes one
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        **hub_options: Any,
     ) -> None:
         """Write config.json and the weights as safetensors, which transformers loads too.
 
@@ -180,22 +188,25 @@ class LongformerPreTrainedModel(nn.Module):
         all of the new.
 
         Args:
-            directory: made if it is not there.
+            save_directory: made if it is not there.
             is_main_process: False writes nothing; for all processes but one of distributed training.
             state_dict: instead of the model's own.
             save_function: accepted, as accelerate's examples pass one; the weights are written as always.
             max_shard_size: bytes, or a text such as "5GB"; larger weights are split into shards with an index.
             safe_serialization: True; PyTorch's pickles are read, never written.
+            hub_options: transformers' (push_to_hub, variant, token ...), accepted where they ask for nothing.
 
         Raises:
-            ValueError: ``directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, or parameters are
-                sharded (FSDP2).
+            ValueError: ``save_directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, or parameters
+                are sharded (FSDP2).
+            NotImplementedError: one of ``hub_options`` asks for something.
         """
+        settings.check_asks_for_nothing(hub_options, "save, and upload with huggingface_hub.upload_folder")
         if not safe_serialization:
             raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")
         if not is_main_process:
             return
-        folder = Path(directory)
+        folder = Path(save_directory)
         tensors = self.state_dict() if state_dict is None else state_dict
         if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
             raise ValueError(

@@ -154,6 +154,15 @@ class LongformerConfig:
         """``return_dict``, under transformers' other name."""
         return self.return_dict
 
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """``dtype``, under its older name."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: torch.dtype | str | None) -> None:
+        self.dtype = settings.dtype_of(value)
+
     def windows(self) -> list[int]:
         """The attention window of each layer, checked; read at every forward pass, so that a change takes effect.
 
@@ -180,11 +189,11 @@ class LongformerConfig:
         return cls(**{**entries, **overrides})
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **overrides: Any) -> LongformerConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> LongformerConfig:
         """Read config.json of a checkpoint directory, or of a name on the hub.
 
         Args:
-            name_or_path: the directory or the name.
+            pretrained_model_name_or_path: the directory or the name.
             overrides: fields that replace the file's, ``subfolder``, or options of the hub (revision, token, cache_dir,
                 local_files_only, force_download).
 
@@ -194,7 +203,7 @@ class LongformerConfig:
             ValueError, TypeError: a value does not fit, with its name.
         """
         place = {name: overrides.pop(name) for name in PLACE_OPTIONS if name in overrides}
-        path = locate(name_or_path, weights=False, **place) / CONFIG_NAME
+        path = locate(pretrained_model_name_or_path, weights=False, **place) / CONFIG_NAME
         entries = read_json(path)
         model_type = entries.get("model_type", cls.model_type)
         if model_type not in settings.READABLE_TYPES:
@@ -206,11 +215,35 @@ class LongformerConfig:
             settings.check_is_encoder({**entries, **overrides}, path)
         return cls.from_dict(entries, **overrides)
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> LongformerConfig:
+        """A configuration from a file of any name; raises as :meth:`from_pretrained`."""
+        return cls.from_dict(read_json(Path(json_file)))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Write config.json; an old one is replaced in one step."""
-        folder = Path(directory)
-        text = self.to_json_string()
-        write_together(folder, {CONFIG_NAME: lambda path: path.write_text(text)})
+        self.to_json_file(Path(save_directory) / CONFIG_NAME)
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write a file of any name; an old one is replaced in one step."""
+        path, text = Path(json_file_path), self.to_json_string()
+        write_together(path.parent, {path.name: lambda path: path.write_text(text)})
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set several fields, or none.
+
+        Raises:
+            ValueError, TypeError: a value does not fit, with its name.
+        """
+        before = dict(vars(self))
+        try:
+            for name, value in config_dict.items():
+                setattr(self, name, value)
+            self.validate()
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and kept keys, ``model_type`` included; dtype by its name."""
@@ -249,3 +282,18 @@ class LongformerConfig:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
         return f"{type(self).__name__}({fields})"
+
+
+def check_config(config: object) -> None:
+    """Refuse anything but a configuration of ours.
+
+    Raises:
+        TypeError: it is something else, such as one of transformers'.
+    """
+    if not isinstance(config, LongformerConfig):
+        kind = type(config)
+        raise TypeError(
+            f"config: got a {kind.__module__}.{kind.__qualname__}, expected a LongformerConfig of this package: "
+            "LongformerConfig.from_pretrained(directory) reads one, LongformerConfig.from_dict(config.to_dict()) makes one of "
+            "transformers'."
+        )

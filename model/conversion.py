@@ -18,6 +18,7 @@ from longformer_triton.kernels.backends import LARGEST_HEAD_DIM
 from longformer_triton.model import settings
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.files import CONFIG_NAME, CheckpointError, read_json
+from longformer_triton.model.loading import modern_name
 
 ENCODER = "LongformerModel"
 # What each kind's configuration class takes for what config.json leaves out, where Longformer's would take something else.
@@ -55,8 +56,6 @@ _DROPPED = (
     "_name_or_path", "add_cross_attention", "architectures", "classifier_dropout", "is_decoder", "model_type",
     "position_embedding_type", "transformers_version", "use_cache",
 )  # fmt: skip
-# Names of files that were converted from TensorFlow.
-_OLDER_NORMS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 # Buffers that older versions stored.
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -178,9 +177,7 @@ def renamed(tensors: Mapping[str, Tensor], kind: str, head: str, first: int) -> 
     found: dict[str, Tensor] = {}
     left_out = []
     for name, tensor in tensors.items():
-        bare = name.removeprefix("bert.").removeprefix("roberta.")
-        for older, newer in _OLDER_NORMS.items():
-            bare = bare.replace(older, newer)
+        bare = modern_name(name).removeprefix("bert.").removeprefix("roberta.")
         if bare in _BUFFERS:
             continue
         start = next((start for start in heads if bare.startswith(start)), None)

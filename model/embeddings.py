@@ -29,13 +29,14 @@ class LongformerEmbeddings(nn.Module):
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
         self.padding_idx = config.pad_token_id
+        # In transformers' order, by whose numbers the state of an optimiser knows its parameters.
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(
-            config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
-        )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
+        )
 
     def forward(
         self,
@@ -74,6 +75,12 @@ class LongformerEmbeddings(nn.Module):
             token_types = self.token_type_embeddings(token_type_ids)
         states = inputs_embeds + self.position_embeddings(position_ids) + token_types
         return dropped(self.dropout, self.LayerNorm(states))
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Rows of the tables that can be resized, by fields of the configuration; None where a user's module tells none."""
+        tables = {"vocab_size": self.word_embeddings, "max_position_embeddings": self.position_embeddings}
+        return {name: getattr(table, "num_embeddings", None) for name, table in tables.items()}
 
     @property
     def longest(self) -> int:

@@ -35,7 +35,11 @@ def gelu_new(states: Tensor) -> Tensor:
     return gelu(states, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Activation] = {"gelu": gelu, "relu": relu, "silu": silu, "gelu_new": gelu_new}
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": gelu, "relu": relu, "silu": silu, "gelu_new": gelu_new,
+    # Other names of the same functions
+    "swish": silu, "gelu_fast": gelu_new, "gelu_pytorch_tanh": gelu_new,
+}  # fmt: skip
 # By name, the gradient of what went in from the gradient of what came out and from what went in.
 _GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward,

@@ -66,12 +66,16 @@ def locate(
         MissingFileError: neither a directory nor something the hub gives.
     """
     if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
-        raise TypeError(f"name_or_path: got {name_or_path!r}, expected a directory, or a name such as {_EXAMPLE!r}.")
+        raise TypeError(
+            f"pretrained_model_name_or_path: got {name_or_path!r}, expected a directory, or a name such as {_EXAMPLE!r}."
+        )
     folder = Path(name_or_path)
     if folder.is_dir():
         folder = folder / subfolder
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: no such directory (subfolder {subfolder!r} of {name_or_path}).")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise CheckpointError(f"{folder}: its files may not be read: get the permission, or name another directory.")
         try:
             recover(folder)
         except (UnfinishedSaveError, OSError) as error:
@@ -119,6 +123,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: no such file, expected it in a checkpoint directory.") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no JSON ({error}): the file is damaged, get it again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a JSON object.")
     return content
@@ -139,6 +145,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
+        path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
@@ -146,6 +153,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file, though the index of the checkpoint names it.") from None
+    except PermissionError:
+        raise CheckpointError(f"{path}: may not be read: get the permission.") from None
     except pickle.UnpicklingError as error:
         # PyTorch's own message goes on to say how to run the code in the file; that stays out.
         raise CheckpointError(

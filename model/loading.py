@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,23 @@ from torch import Tensor, nn
 
 from longformer_triton.kernels import backends
 from longformer_triton.model.attention import GLOBAL_PROJECTIONS
-from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import PLACE_OPTIONS, CheckpointError, locate, read_weights
 from longformer_triton.model.initial import initialise
-from longformer_triton.model.settings import dtype_of
+from longformer_triton.model.settings import check_asks_for_nothing, dtype_of
 
 if TYPE_CHECKING:
     from longformer_triton.model.base import LongformerPreTrainedModel
 
 _log = logging.getLogger(__name__)
 # Arguments of transformers that choose among ways to load or compute of which there is one here.
-_ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
+_ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "weights_only")
+# Those that ask for what is not here, unless they are None or False.
+_ABSENT = ("state_dict", "variant", "from_tf", "from_flax", "quantization_config")
 # Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
 _PREFIXES = ("longformer.", "roberta.")
+# Names in files that were converted from TensorFlow.
+_OLDER_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # Buffers that older versions stored, and that are computed now.
 _OBSOLETE = ("position_ids", "token_type_ids")
 _LISTED = 8
@@ -68,7 +73,7 @@ def _listed(names: list[str]) -> str:
 def load(
     model_class: type[LongformerPreTrainedModel],
     name_or_path: str | Path,
-    config: LongformerConfig | None,
+    config: LongformerConfig | str | os.PathLike[str] | None,
     dtype: torch.dtype | str | None,
     device: torch.device | str | int | None,
     *,
@@ -84,6 +89,7 @@ def load(
     place = backends.present("cpu" if device is None else device)  # before anything is read
     for name in _ONE_WAY:
         options.pop(name, None)
+    check_asks_for_nothing({name: options.pop(name) for name in _ABSENT if name in options}, "load a directory of weights")
     folder = locate(name_or_path, **{name: options.pop(name) for name in PLACE_OPTIONS if name in options})
     in_constructor = [name for name in inspect.signature(model_class).parameters if name != "config"]
     arguments = {name: options.pop(name) for name in in_constructor if name in options}
@@ -157,7 +163,9 @@ def _skeleton(
         return model_class(config, **arguments)
 
 
-def _configuration(folder: Path, config: LongformerConfig | None, overrides: dict[str, Any]) -> LongformerConfig:
+def _configuration(
+    folder: Path, config: LongformerConfig | str | os.PathLike[str] | None, overrides: dict[str, Any]
+) -> LongformerConfig:
     fields = {*inspect.signature(LongformerConfig).parameters, "num_labels"} - {"unknown"}
     unknown = sorted(set(overrides) - fields)
     if unknown:
@@ -165,16 +173,24 @@ def _configuration(folder: Path, config: LongformerConfig | None, overrides: dic
             f"{', '.join(unknown)}: got unexpected arguments, expected fields of LongformerConfig, arguments of the "
             f"constructor, or {', '.join(PLACE_OPTIONS)}."
         )
-    if config is None:
-        return LongformerConfig.from_pretrained(folder, **overrides)
-    if not isinstance(config, LongformerConfig):
-        raise TypeError(f"config: got {type(config).__name__}, expected a LongformerConfig.")
+    if config is None or isinstance(config, (str, os.PathLike)):
+        return LongformerConfig.from_pretrained(folder if config is None else Path(config), **overrides)
+    check_config(config)
     # A copy: what becomes of this model must not reach the caller's, or another model's, configuration.
     return LongformerConfig.from_dict(config.to_dict(), **overrides)
 
 
+def modern_name(name: str) -> str:
+    """The name that PyTorch's layer norms give a tensor."""
+    for older, newer in _OLDER_NORMS.items():
+        if name.endswith(older):
+            return name.removesuffix(older) + newer
+    return name
+
+
 def _renamed(name: str, model: LongformerPreTrainedModel) -> str:
     """The name that a checkpoint's tensor has in ``model``: heads hold the encoder under a prefix, the encoder has none."""
+    name = modern_name(name)
     head_prefix = f"{model.base_model_prefix}."
     has_head = model.base_model is not model
     for prefix in _PREFIXES:

@@ -13,7 +13,7 @@ from collections import Counter
 import torch
 
 from longformer_triton.model import memory_steps, memory_terms
-from longformer_triton.model.config import LongformerConfig
+from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import size_in_bytes
 from longformer_triton.model.memory_place import Place
 from longformer_triton.model.memory_steps import Moment
@@ -262,11 +262,7 @@ def _checked(
     flags: dict[str, bool],
 ) -> Place:
     """Device and dtype, when nothing is wrong with an argument."""
-    if not isinstance(config, LongformerConfig):
-        raise TypeError(
-            f"config: got {type(config).__name__}, expected a LongformerConfig: LongformerConfig.from_pretrained(directory) "
-            "reads one."
-        )
+    check_config(config)
     config.validate()
     for name, value, lowest in (("batch", batch, 1), ("seq_len", seq_len, 1), ("num_globals", num_globals, 0)):
         check_at_least(name, value, lowest)

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "longformer_triton"
 ROOMS = ("kernels", "model", "heads", "tokenization", "bench")
-COMMANDS = ("cli", "cli_common", "cli_bench", "cli_kernels", "cli_tasks", "cli_checkpoints", "cli_pretrain", "cli_results")
+COMMANDS = (
+    "cli", "cli_common", "cli_inputs", "cli_bench", "cli_kernels", "cli_tasks", "cli_checkpoints", "cli_pretrain",
+    "cli_results",
+)  # fmt: skip
 NOT_PACKAGED = {"tests", "notebooks", "docs", "build", "dist"}
 MODULES = sorted(
     path
@@ -225,7 +228,8 @@ ALLOWED = {
     "cli_bench.py": {"bench", "cli_common"},
     "cli_results.py": {"bench", "cli_common"},
     "cli_kernels.py": {"kernels", "bench", "cli_common"},
-    "cli_tasks.py": {"heads", "tokenization", "cli_common"},
+    "cli_inputs.py": {"cli_common"},
+    "cli_tasks.py": {"heads", "tokenization", "cli_common", "cli_inputs"},
     "cli_checkpoints.py": {"model", "heads", "cli_common"},
     "cli_pretrain.py": {"heads", "model", "tokenization", "cli_common"},
     "__init__.py": {"kernels", "model", "heads", "tokenization"},

@@ -67,6 +67,9 @@ def arguments(folder: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Any
     config = {name: value for name, value in files.read_json(folder / files.CONFIG).items() if name not in _DROPPED}
     if "max_len" in config:
         config.setdefault("model_max_length", config.pop("max_len"))
+    if "tokenizer_object" in found:
+        rules = {"padding_side": found["tokenizer_object"].padding, "truncation_side": found["tokenizer_object"].truncation}
+        config = {**{name: rule["direction"] for name, rule in rules.items() if rule}, **config}
     config.update(overrides)
     if config.get("added_tokens_decoder") is not None:
         added = {int(place): _token(token) for place, token in config["added_tokens_decoder"].items()}

@@ -181,6 +181,8 @@ class LongformerTokenizer(Calling):
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
         folder = files.locate(pretrained_model_name_or_path, subfolder, **hub)
+        # Arguments of transformers that choose among ways of which there is one here.
+        overrides = {name: value for name, value in overrides.items() if name not in ("use_fast", "trust_remote_code")}
         arguments, kept = loading.arguments(folder, overrides)
         tokenizer = cls(**{"name_or_path": str(pretrained_model_name_or_path), **arguments})
         tokenizer._kept = kept

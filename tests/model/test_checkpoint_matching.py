@@ -112,6 +112,20 @@ def test_buffers_of_older_versions_are_passed_over(tmp_path, caplog, name):
     assert not reports(caplog)
 
 
+def test_layer_norms_of_converted_files_have_other_names(tmp_path, caplog):
+    """transformers' converters from TensorFlow wrote gamma and beta."""
+    model = ours("LongformerModel")
+    older = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in model.state_dict().items()}
+    older = {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in older.items()}
+    assert older.keys() != model.state_dict().keys()
+    model.save_pretrained(tmp_path, state_dict=older)
+    loaded, info = LongformerModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert not reports(caplog)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     ours("LongformerModel").save_pretrained(tmp_path, state_dict={"conv1.weight": torch.ones(2, 3)})
     with pytest.raises(CheckpointError, match=rf"{tmp_path.name}: none of its 1 tensors.*LongformerForMaskedLM"):

@@ -1,5 +1,6 @@
 """Checkpoints that fit: to transformers and back, shards, older files, dtypes, devices, overrides, tied weights."""
 
+import inspect
 import json
 import logging
 
@@ -266,6 +267,23 @@ def test_a_configuration_takes_the_place_of_the_directorys_own(tmp_path):
     assert LongformerModel.from_pretrained(tmp_path, config=config).config.max_globals == 3
     loaded = LongformerModel.from_pretrained(tmp_path, config=config, max_globals=5)
     assert (loaded.config.max_globals, config.max_globals) == (5, 3)
+    config.save_pretrained(tmp_path / "elsewhere")
+    assert LongformerModel.from_pretrained(tmp_path, config=str(tmp_path / "elsewhere")).config.max_globals == 3
+
+
+def test_arguments_have_transformers_names(transformers, tmp_path):
+    """Whatever of theirs asks for nothing is accepted, and what asks for something is not passed over."""
+    for kind in (LongformerModel, transformers.LongformerModel, LongformerConfig, transformers.LongformerConfig):
+        assert "pretrained_model_name_or_path" in inspect.signature(kind.from_pretrained).parameters
+        assert "save_directory" in inspect.signature(kind.save_pretrained).parameters
+    nothing = {"push_to_hub": False, "variant": None, "token": None}
+    ours("LongformerModel").save_pretrained(save_directory=tmp_path, **nothing)
+    options = {"state_dict": None, "variant": None, "weights_only": True, "from_tf": False, "from_flax": False}
+    LongformerModel.from_pretrained(pretrained_model_name_or_path=tmp_path, **options)
+    with pytest.raises(NotImplementedError, match=r"^push_to_hub: got True, .*upload_folder"):
+        ours("LongformerModel").save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(NotImplementedError, match=r"^variant: got 'fp16'"):
+        LongformerModel.from_pretrained(tmp_path, variant="fp16")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +291,11 @@ def test_a_configuration_takes_the_place_of_the_directorys_own(tmp_path):
     [
         ({"attention_windw": 4}, TypeError, r"^attention_windw: got unexpected"),
         ({"add_pooling": False, "b": 1}, TypeError, r"^add_pooling, b: got unexpected"),
-        ({"config": {"hidden_size": 12}}, TypeError, r"^config: got dict, expected a LongformerConfig"),
+        (
+            {"config": {"hidden_size": 12}},
+            TypeError,
+            r"^config: got a builtins.dict, expected a LongformerConfig of this package",
+        ),
         ({"attention_window": 7}, ValueError, r"^attention_window: got 7"),
     ],
     ids=["misspelt", "two", "dictionary", "odd_window"],

@@ -1,6 +1,8 @@
 """Checkpoints that are cut, corrupt, incomplete, malicious or of another model: refused, with the name of the file."""
 
+import errno
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -306,3 +308,31 @@ def test_no_parameter_is_allocated_before_everything_is_known_to_fit(sharded, mo
 def test_the_exception_is_public():
     assert longformer_triton.model.CheckpointError is CheckpointError
     assert issubclass(CheckpointError, ValueError)
+
+
+# permissions
+
+
+def forbid(monkeypatch, file):
+    """As for a user who may not read the files of that name; root may."""
+    opened = pathlib.Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_files_that_may_not_be_read_are_named(whole, monkeypatch, file):
+    """safetensors says of such a file that there is none."""
+    forbid(monkeypatch, file)
+    words = "Permission denied" if file == "config.json" else "may not be read: get the permission"
+    assert not isinstance(refused(whole, file, words), FileNotFoundError)
+
+
+def test_a_folder_that_may_not_be_read_is_named(whole, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(whole, "", "may not be read: get the permission, or name another directory")

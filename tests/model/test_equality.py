@@ -132,6 +132,29 @@ def test_losses_of_classification(labels):
     assert mine.config.problem_type == ("regression" if labels == "numbers" else None), "a forward pass changed the model"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("labels", ["one_number", "several_classes"])
+def test_losses_keep_the_precision_of_labels(labels, dtype):
+    """A regression towards 1234.567 in bfloat16 is off by thousands if the target is rounded first."""
+    count = 1 if labels == "one_number" else 3
+    both = [model.bfloat16() for model in pair("LongformerForSequenceClassification", num_labels=count)]
+    inputs = Texts(batch=2, globals_="by_task").inputs("LongformerForSequenceClassification")
+    target = [1234.567, 77.77] if labels == "one_number" else [[1, 0, 1], [0, 1, 1]]
+    inputs["labels"] = torch.tensor(target, dtype=dtype)
+    got, expected = (model(**inputs).loss for model in both)
+    assert got.dtype == expected.dtype == dtype
+    # Rounded first, the number's loss would be off by 4e-3; the logits of several classes are bfloat16 in both.
+    torch.testing.assert_close(got, expected, rtol=1e-3 if labels == "one_number" else 1e-2, atol=0)
+    got.backward()
+
+
+def test_parameters_stand_in_transformers_order():
+    """The state of an optimiser knows its parameters by their numbers."""
+    for name in MODELS:
+        mine, original = pair(name)
+        assert [one for one, _ in mine.named_parameters()] == [one for one, _ in original.named_parameters()]
+
+
 def test_a_head_mask_for_all_layers_is_one_for_each():
     mine, original = pair("LongformerModel")
     inputs = Texts(globals_="some").inputs("LongformerModel")

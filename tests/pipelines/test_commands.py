@@ -1,6 +1,12 @@
 """The commands that answer: inputs of every kind, bad lines named, exit statuses, examples that can be typed."""
 
+import errno
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -9,6 +15,7 @@ from text_cases import tokenizer_of
 from typer.testing import CliRunner
 
 import longformer_triton
+from longformer_triton import cli_inputs
 from longformer_triton.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,6 +123,114 @@ def test_an_aggregation_that_is_none_is_refused_before_anything_is_read(checkpoi
     result = call("tag", checkpoints, "--aggregation", "foo", tmp_path / "absent.txt")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: aggregation: got 'foo', expected one of none, first, average, max.\n"
+
+
+def test_lines_without_a_question_get_that_of_the_option(checkpoints):
+    """Whether they are texts, objects, or objects of other commands; their own questions go first."""
+    own = {"question": "a tree", "context": TEXT}
+    lines = [{"context": TEXT}, {"text": TEXT}, {"question": None, "context": TEXT}, own]
+    given = "\n".join(map(json.dumps, lines))
+    result = call("answer", checkpoints, "--json", "--question", "who saw", "--input", "jsonl", input=given)
+    assert result.exit_code == 0, result.output
+    plain = call("answer", checkpoints, "--json", "--question", "who saw", "--input", "lines", input=f"{TEXT}\n")
+    asked = call("answer", checkpoints, "--json", "--input", "jsonl", input=json.dumps(own))
+    scores = [row["result"]["score"] for row in (*rows(result), *rows(plain), *rows(asked))]
+    assert scores == pytest.approx([scores[4]] * 3 + [scores[5]] + scores[4:], rel=1e-4)
+    assert scores[4] != pytest.approx(scores[5], rel=1e-3), "the questions tell"
+
+
+@pytest.mark.parametrize("command", ["fill-mask", "classify", "tag", "embed", "tokenize"])
+def test_a_line_of_json_is_a_text_or_has_one(command, checkpoints):
+    """One file serves all commands that take texts."""
+    text = LINES[command][0]
+    lines = [json.dumps(text), json.dumps({"text": text, "id": 7}), json.dumps({"words": text})]
+    extra = [] if command == "embed" else ["--json"]
+    result = call(command, checkpoints, "--input", "jsonl", *extra, input="\n".join(lines))
+    assert result.exit_code == 1
+    first, second = (row["result"] for row in rows(result))
+    assert first == second
+    assert "standard input:3: got no 'text' among ['words'], expected" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "lines", "jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_text(form, checkpoints, tmp_path):
+    content = json.dumps(TEXT) if form == "jsonl" else TEXT
+    (tmp_path / "marked").write_text(content, encoding="utf-8-sig")
+    (tmp_path / "plain").write_text(content)
+    result = call("tokenize", checkpoints, "--json", "--input", form, tmp_path / "marked", tmp_path / "plain")
+    assert result.exit_code == 0, result.output
+    first, second = (row["result"] for row in rows(result))
+    assert first == second
+
+
+def test_pipes_are_files(checkpoints, tmp_path):
+    """As ``<(command)`` of a shell gives them."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(TEXT,))
+    writer.start()
+    result = call("tokenize", checkpoints, "--json", tmp_path / "pipe")
+    writer.join()
+    assert result.exit_code == 0, result.output
+    assert len(rows(result)) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(checkpoints, tmp_path, monkeypatch):
+    (tmp_path / "article.txt").write_text(TEXT)
+    (tmp_path / "secret.txt").write_text(TEXT)
+    opened = pathlib.Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "secret.txt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    result = call("tokenize", checkpoints, "--json", tmp_path / "secret.txt", tmp_path / "article.txt")
+    assert result.exit_code == 1
+    assert [row["input"].rpartition("/")[2] for row in rows(result)] == ["article.txt"]
+    assert "secret.txt: Permission denied" in result.stderr
+
+
+def test_a_disk_that_fails_while_reading_ends_no_command(checkpoints, monkeypatch):
+    def lines():
+        yield f"{TEXT}\n"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    items = list(cli_inputs._decoded("disk", lines(), "lines"))
+    assert [(item.where, item.is_bad) for item in items] == [("disk:1", False), ("disk", True)]
+    assert items[1].value == "Input/output error"
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(checkpoints):
+    """In a process of its own, since Python tries again to write when it ends."""
+    if not pathlib.Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "longformer_triton.cli", "tokenize", "--model", str(checkpoints["tokenize"])]
+    with pathlib.Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, input=TEXT, stdout=full, stderr=subprocess.PIPE, text=True, cwd=checkpoints["tokenize"])
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        "error: standard output: No space left on device; free some space, or name another place."
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["fill-mask", "tag", "answer", "choose"])
+def test_a_result_is_a_row_whatever_lines_its_text_has(command, checkpoints):
+    line, options = LINES[command]
+    given = line if command == "choose" else line.replace(" ", "\n") + "\n"
+    given = given.replace("a tree", "a\\ntree") if command == "choose" else given
+    extra = [] if command == "choose" else ["--input", "text"]
+    options = [option for option in options if option not in ("--input", "lines")]
+    result = call(command, checkpoints, *options, *extra, input=given)
+    assert result.exit_code == 0, result.output
+    columns = {len(row.split("\t")) for row in result.stdout.splitlines()}
+    assert columns == {4 if command == "tag" else 3}
+
+
+def test_long_texts_are_cut_into_tokens_without_a_word_about_a_model(checkpoints):
+    result = call("tokenize", checkpoints, "--input", "text", input=" ".join([TEXT] * 1000))
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_bad_lines_are_named_and_the_rest_goes_on(checkpoints):

@@ -152,6 +152,22 @@ def test_a_tokenizer_with_truncation_in_its_file_does_not_truncate_by_itself(sma
         assert LongformerTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == plain(text)["input_ids"]
 
 
+@pytest.mark.parametrize("stored", [{}, {"padding_side": "right"}], ids=["tokenizer_json", "configuration"])
+def test_sides_are_those_of_the_file_where_the_configuration_has_none(stored, small, transformers, tmp_path):
+    """transformers leaves a side that was set later to tokenizer.json alone."""
+    plain = transformers.LongformerTokenizerFast.from_pretrained(small)
+    plain.padding_side = plain.truncation_side = "left"
+    plain(["fox", "the quick brown fox"], padding=True, truncation=True, max_length=4)
+    plain.save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **stored}))
+    ours, theirs = (
+        kind.from_pretrained(tmp_path, use_fast=True) for kind in (LongformerTokenizer, transformers.LongformerTokenizerFast)
+    )
+    assert (ours.padding_side, ours.truncation_side) == (theirs.padding_side, theirs.truncation_side)
+    assert ours.truncation_side == "left"
+
+
 def test_copies_are_tokenizers_of_their_own(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert contents(copy) == contents(tokenizer)

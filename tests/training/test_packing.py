@@ -147,18 +147,25 @@ def test_forms_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "form", "message"),
     [
-        (b"\xff\xfe", "text", "bad: got UnicodeDecodeError.*expected UTF-8"),
-        (b"fine\n\xff\n", "lines", "bad:2: got UnicodeDecodeError"),
-        (b'"fine"\n{"words": 1}\n', "jsonl", """bad:2: got KeyError.*an object with a "text"""),
-        (b'{"text": 3}\n', "jsonl", "bad:1: got TypeError"),
-        (b"{\n", "jsonl", "bad:1: got JSONDecodeError"),
+        (b"fine" * 10**6 + b"\xff\xfe", "text", "bad: got the byte 0xff after 4000000 others, expected UTF-8"),
+        (b"fine\n\xff\n", "lines", "bad:2: got the byte 0xff after 0 others"),
+        (b'"fine"\n{"words": 1}\n', "jsonl", r"""bad:2: got no 'text' among \['words'\], .*an object with a "text"""),
+        (b'{"text": 3}\n', "jsonl", "bad:1: got int, expected a JSON string"),
+        (b"{\n", "jsonl", r"bad:1: got no JSON \(Expecting .*\), expected a JSON string"),
     ],
     ids=["text", "line", "no_text", "number", "no_json"],
 )
 def test_unreadable_texts_are_named(tmp_path, content, form, message):
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         list(documents(tmp_path / "bad", form))
+    assert len(str(caught.value)) < 300, "a message is no place for the file"
+
+
+@pytest.mark.parametrize(("form", "texts"), [("text", ["fox\ndog"]), ("lines", ["fox", "dog"])])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, form, texts):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbffox\ndog")
+    assert [text for text, _ in documents(tmp_path / "a", form)] == texts
 
 
 def test_rows_out_of_range_are_refused():

@@ -1,0 +1,38 @@
+"""Configurations as files of any name, changed in several fields at once, and under older names."""
+
+import json
+
+import pytest
+import torch
+
+from longformer_triton import LongformerConfig
+
+
+def test_files_of_any_name_hold_a_configuration(transformers, tmp_path):
+    config = LongformerConfig(hidden_size=24, num_attention_heads=2, dtype="bfloat16")
+    config.to_json_file(tmp_path / "mine.json")
+    assert LongformerConfig.from_json_file(tmp_path / "mine.json") == config
+    theirs = transformers.LongformerConfig.from_json_file(tmp_path / "mine.json")
+    assert (theirs.hidden_size, theirs.model_type) == (24, "longformer")
+    theirs.to_json_file(tmp_path / "theirs.json", use_diff=False)
+    assert LongformerConfig.from_json_file(tmp_path / "theirs.json").hidden_size == 24
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((tmp_path / "mine.json").read_text())
+
+
+def test_several_fields_are_set_together_or_not_at_all():
+    config = LongformerConfig()
+    config.update({"hidden_size": 24, "num_attention_heads": 2, "note": "kept"})
+    assert (config.hidden_size, config.num_attention_heads, config.note) == (24, 2, "kept")
+    before = config.to_dict()
+    with pytest.raises(ValueError, match="hidden_size: got 25 with 2 attention heads"):
+        config.update({"vocab_size": 77, "hidden_size": 25, "other": 1})
+    assert config.to_dict() == before
+
+
+def test_the_dtype_has_an_older_name():
+    config = LongformerConfig(torch_dtype="float16")
+    assert config.torch_dtype == config.dtype == torch.float16
+    config.torch_dtype = "bfloat16"
+    assert config.dtype == torch.bfloat16
+    assert "torch_dtype" not in config.to_dict()
