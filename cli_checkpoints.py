@@ -58,6 +58,8 @@ def convert(
     if len(rows) != 1:
         raise typer.BadParameter(f"got {max_positions!r}, expected one number", param_hint="--max-positions")
     try:
+        if str(destination) == ".":
+            raise typer.BadParameter("got the current directory, or nothing, expected a new one", param_hint="DST")
         places = {"destination": destination, "source": pathlib.Path(source)}
         with in_one_line(TypeError, NotImplementedError, **places), Console(stderr=True).status(f"converting {source}"):
             done = make_long(

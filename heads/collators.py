@@ -94,7 +94,7 @@ class GlobalAttentionCollator:
 
     Raises:
         ValueError: an unknown task or name, or padding on the left of texts to be classified by their first token.
-        TypeError: ``global_attention`` is neither a name nor a function.
+        TypeError: ``global_attention`` is neither a name nor a function, or ``tokenizer`` none.
 
     Example:
         tokenizer = LongformerTokenizer.from_pretrained("checkpoint")
@@ -105,6 +105,7 @@ class GlobalAttentionCollator:
     def __init__(
         self, tokenizer: Any, task: str, *, global_attention: GlobalAttention = None, pad_to_multiple_of: int | None = None
     ) -> None:
+        _check_tokenizer(tokenizer)
         if task not in _BY_TASK:
             raise ValueError(f"task: got {task!r}, expected one of {', '.join(_BY_TASK)}.")
         if isinstance(global_attention, str) and global_attention not in _NAMES:
@@ -132,6 +133,7 @@ class GlobalAttentionCollator:
 
         Raises:
             ValueError: no rows, different entries in them, or different numbers of choices.
+            TypeError: an entry holds text, or None, instead of numbers.
         """
         flat, choices = _checked(rows, nested=self.task == "multiple-choice")
         batch = _padded(self.tokenizer, flat, self.pad_to_multiple_of, self.task in _LABELLED_TOKENS)
@@ -174,6 +176,7 @@ class MaskedLanguageCollator:
 
     Raises:
         ValueError: a probability outside 0 to 1, or a tokenizer without ``<mask>``.
+        TypeError: an argument of another kind.
 
     Example:
         collator = MaskedLanguageCollator(tokenizer, generator=torch.Generator().manual_seed(1))
@@ -189,6 +192,11 @@ class MaskedLanguageCollator:
         pad_to_multiple_of: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        _check_tokenizer(tokenizer)
+        if isinstance(probability, bool) or not isinstance(probability, (int, float)):
+            raise TypeError(f"probability: got {type(probability).__name__}, expected a number from 0 to 1.")
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise TypeError(f"generator: got {type(generator).__name__}, expected a torch.Generator, or None for torch's own.")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability: got {probability}, expected 0 to 1; the papers have 0.15.")
         if tokenizer.mask_token is None:
@@ -233,6 +241,11 @@ class MaskedLanguageCollator:
         return batch
 
 
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not hasattr(tokenizer, "pad"):
+        raise TypeError(f"tokenizer: got {type(tokenizer).__name__}, expected a tokenizer, such as a LongformerTokenizer.")
+
+
 def _padded(
     tokenizer: Any, rows: Sequence[Mapping[str, Any]], pad_to_multiple_of: int | None, token_labels: bool
 ) -> dict[str, Tensor]:
@@ -271,6 +284,12 @@ def _checked(rows: Sequence[Mapping[str, Any]], nested: bool) -> tuple[list[dict
         raise ValueError(f"rows: got some with {list(rows[0])} and some with {list(differing)}, expected the same in all.")
     if "input_ids" not in rows[0]:
         raise ValueError(f"rows: got {list(rows[0])}, expected input_ids among them, as a tokenizer gives.")
+    for row in rows:
+        for name, value in row.items():
+            inside = value[0] if isinstance(value, (list, tuple)) and value else value
+            if inside is None or isinstance(inside, str):
+                what = "None" if inside is None else "text"
+                raise TypeError(f"rows: got {what} in {name!r}, expected numbers: leave out such columns, or fill them.")
     if not nested:
         return [dict(row) for row in rows], 1
     counts = [len(row["input_ids"]) for row in rows]

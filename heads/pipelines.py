@@ -331,9 +331,16 @@ def pipeline(
     elif isinstance(model, model_class):
         loaded = model.to(device=None if device is None else present(device), dtype=dtype_of(dtype))
     else:
-        raise TypeError(f"model: got {type(model).__name__}, expected a {kind.model_class}, or a checkpoint to load one from.")
+        found = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise TypeError(
+            f"model: got a {found}, expected a {kind.model_class} of this package, or a checkpoint to load one from."
+        )
     if tokenizer is None:
         raise ValueError("tokenizer: got None beside a model object, expected a tokenizer or the directory of one.")
     if isinstance(tokenizer, (str, Path)):
         tokenizer = LongformerTokenizer.from_pretrained(tokenizer)
+    if not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
+        raise TypeError(
+            f"tokenizer: got {type(tokenizer).__name__}, expected a LongformerTokenizer, or the directory to load one from."
+        )
     return kind(loaded, tokenizer, **options)

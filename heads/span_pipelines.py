@@ -174,17 +174,19 @@ class TokenClassification(Pipeline):
     ) -> list[dict[str, Any]]:
         """Tokens, or words, with their labels, in the order of the text.
 
-        Each is {"label", "score", "word", "start", "end"}; without aggregation with an "index" too, the token's number.
+        Each is {"label", "score", "word", "start", "end"}; without aggregation with an "index" too, the token's number in the
+        whole text, special tokens before it counted.
         """
         tokens = list(_merged(rows, outputs))
         labels = self.model.config.id2label
         if aggregation == "none":
+            before = next((place for place, part in enumerate(rows[0].part) if part is not None), 0)
             found = [
                 {
                     "label": labels[int(scores.argmax())], "score": float(scores.max()), "word": item[start:end],
                     "start": start, "end": end, "index": index,
                 }
-                for index, (_, (start, end), scores) in enumerate(tokens)
+                for index, (_, (start, end), scores) in enumerate(tokens, start=before)
             ]  # fmt: skip
             return [entry for entry in found if entry["label"] not in ignore_labels]
         words = [_word(group, aggregation) for group in _grouped(tokens)]

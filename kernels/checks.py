@@ -175,10 +175,12 @@ def mask_values(name: str, value: Tensor | None, *, highest: int) -> None:
         meaning = "1 = real token, 0 = padding" + (", 2 = real and global" if highest == 2 else "")
         if name.startswith("global"):
             meaning = "1 = global token, 0 = not"
-        raise ValueError(
-            f"{name}: got the value {wrong}, expected only {list(range(highest + 1))} ({meaning}). "
-            "An additive mask (0 and large negative numbers) becomes one of these with `mask == 0`."
-        )
+        hint = "An additive mask (0 and large negative numbers) becomes one of these with `mask == 0`."
+        if wrong > 0:
+            hint = "`mask != 0` or `mask == 1` makes one of these, whichever is meant."
+        if name == "attention_mask" and wrong == 2:
+            hint = "AttentionPattern.from_masks takes 2 for a global token; here these are global_mask=(mask == 2)."
+        raise ValueError(f"{name}: got the value {wrong}, expected only {list(range(highest + 1))} ({meaning}). {hint}")
 
 
 def gatherable(name: str, value: Any, batch: int, seq_len: int, device: torch.device) -> None:
@@ -199,8 +201,9 @@ def states(name: str, value: Any) -> None:
     tokens = "G" if name == "query_global" else "seq_len"
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, heads, {tokens}, head_dim).")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: got a tensor of layout {value.layout}, expected torch.strided: pass a dense or padded one.")
+    if value.layout != torch.strided or value.is_nested:
+        what = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
+        raise TypeError(f"{name}: got {what}, expected torch.strided: pass a dense or padded one.")
     if value.dim() != 4:
         raise ValueError(
             f"{name}: got shape {tuple(value.shape)}, expected (batch, heads, {tokens}, head_dim), the layout of "
@@ -249,17 +252,17 @@ def attention_inputs(query: Any, key: Any, value: Any) -> None:
         )
 
 
-def pattern_fits(pattern: Any, batch: int, heads: int, seq_len: int, device: torch.device) -> None:
-    """Refuse a pattern that was made for another shape or device, or for another number of heads."""
+def pattern_fits(pattern: Any, batch: int, heads: int, seq_len: int, device: torch.device, like: str = "query") -> None:
+    """Refuse a pattern that was made for another shape or device than the argument ``like``'s, or another number of heads."""
     if not hasattr(pattern, "global_index"):
         raise TypeError(f"pattern: got {type(pattern).__name__}, expected an AttentionPattern (AttentionPattern.from_masks).")
     if pattern.batch != batch or pattern.seq_len != seq_len:
         raise ValueError(
             f"pattern: got one for (batch, seq_len) = ({pattern.batch}, {pattern.seq_len}), expected ({batch}, {seq_len}) "
-            "like query: build the pattern from this batch's masks."
+            f"like {like}: build the pattern from this batch's masks."
         )
     if pattern.device != device:
-        raise ValueError(f"pattern: got one on {pattern.device}, expected {device} like query: build it from masks there.")
+        raise ValueError(f"pattern: got one on {pattern.device}, expected {device} like {like}: build it from masks there.")
     if len(pattern.dilations) != 1 and len(pattern.dilations) != heads:
         raise ValueError(
             f"dilation: got {len(pattern.dilations)} values, expected 1 or one for each of the {heads} query heads."
@@ -306,17 +309,17 @@ def absorbed_inputs(
     hidden_states: Any, query_global: Any, key_weight: Any, value_weight: Any, value_bias: Any, pattern: Any
 ) -> None:
     """Refuse inputs of absorbed global attention that do not fit together."""
-    for name, tensor, dims in (("hidden_states", hidden_states, 3), ("query_global", query_global, 4)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor with {dims} dimensions.")
-        if tensor.dim() != dims:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {dims} dimensions.")
+    if not isinstance(hidden_states, Tensor):
+        kind = type(hidden_states).__name__
+        raise TypeError(f"hidden_states: got {kind}, expected a tensor of shape (batch, seq_len, hidden_size).")
+    if hidden_states.dim() != 3:
+        raise ValueError(f"hidden_states: got shape {tuple(hidden_states.shape)}, expected (batch, seq_len, hidden_size).")
     states("query_global", query_global)
     same_kind("hidden_states", hidden_states, "query_global", query_global)
     not_empty("hidden_states", hidden_states, hidden_states.shape[1:], "token and one channel")
     not_empty("query_global", query_global, (query_global.shape[1], query_global.shape[3]), "head and one channel")
     batch, seq_len, hidden_size = hidden_states.shape
-    pattern_fits(pattern, batch, query_global.shape[1], seq_len, query_global.device)
+    pattern_fits(pattern, batch, query_global.shape[1], seq_len, query_global.device, "hidden_states")
     global_queries("query_global", query_global, pattern)
     not_causal(pattern)
     projected = query_global.shape[1] * query_global.shape[3]
@@ -338,7 +341,7 @@ def scale(value: Any, head_dim: int) -> float:
     """The factor on the scores; None is head_dim ** -0.5."""
     if value is None:
         return head_dim**-0.5
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, numbers.Real)):
         raise TypeError(f"scale: got {_describe(value)}, expected None or a Python number.")
     try:
         factor = float(value)
@@ -354,8 +357,9 @@ def scale(value: Any, head_dim: int) -> float:
 
 def dropout_threshold(dropout_p: Any) -> int:
     """t = round(256 p), the number of byte values of 256 that drop a probability."""
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float, numbers.Real)):
         raise TypeError(f"dropout_p: got {_describe(dropout_p)}, expected a Python number, 0 <= dropout_p < 1.")
+    dropout_p = dropout_p if isinstance(dropout_p, (int, float)) else float(dropout_p)
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p: got {dropout_p!r}, expected 0 <= dropout_p < 1.")
     threshold = round(256 * dropout_p)

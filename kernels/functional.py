@@ -70,7 +70,7 @@ def sliding_window_attention(
     global_mask: Tensor | None = None,
     pattern: AttentionPattern | None = None,
     scale: float | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,  # a float here makes torch.compile(dynamic=True) begin twice
     dropout_seed: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -159,7 +159,7 @@ def longformer_attention(
     pattern: AttentionPattern,
     *,
     scale: float | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,
     dropout_seed: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -209,7 +209,7 @@ def absorbed_global_attention(
     pattern: AttentionPattern,
     *,
     scale: float | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,
     dropout_seed: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -240,7 +240,8 @@ def absorbed_global_attention(
     weights = (key_weight, value_weight) if value_bias is None else (key_weight, value_weight, value_bias)
     chosen = _choose(backend, (query_global, hidden_states, *weights), None)
     # Rows at -1 may hold NaN, which must not reach the gradient of the weights either.
-    rows = torch.where((pattern.global_index >= 0)[:, None, :, None], query_global, query_global.new_zeros(()))
+    is_row = (pattern.global_index >= 0)[:, None, :, None]
+    rows = torch.where(is_row, query_global, query_global.new_zeros(()))
     key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
     if chosen == "reference":
         states = hidden_states
@@ -255,7 +256,8 @@ def absorbed_global_attention(
         context = torch.einsum("bhge,hde->bhgd", context, value_weight)
     if value_bias is not None:
         context = context + kept[..., None].to(context.dtype) * value_bias.view(heads, 1, head_dim)
-    return context.to(query_global.dtype)
+    # A row at -1 is zero; NaN in its gradient must not reach the weights'.
+    return torch.where(is_row, context, context.new_zeros(())).to(query_global.dtype)
 
 
 def attention_probabilities(

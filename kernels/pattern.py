@@ -61,7 +61,8 @@ class AttentionPattern:
     differs). It costs O(batch * seq_len) memory, lives on the device of the masks, and is no block mask.
 
     Attributes:
-        window: (left, right), the number of steps that a query sees before and after itself, both inclusive.
+        window: (left, right), the number of steps that a query sees before and after itself, both inclusive; 2**31 - 1 at most,
+            which is farther than any text reaches.
         dilation: the distance between two neighbouring keys of a window, one number or one a query head.
         is_causal: whether a query sees no key after itself, global keys included.
         batch: number of sequences.
@@ -138,6 +139,8 @@ class AttentionPattern:
         if global_mask is not None and key_mask is not None:
             global_mask = global_mask & key_mask
 
+        if global_mask is not None and max_globals is None and place.type == "meta":
+            raise ValueError("max_globals: got None for masks on meta, which cannot be counted, expected a number.")
         if global_mask is not None:
             index, count = compaction.global_index(global_mask, max_globals)
             # Where the width was counted and is known, a mask that marks nothing is as good as none, and cheaper.
@@ -265,7 +268,7 @@ class AttentionPattern:
     def _repr_svg_(self) -> str:
         """A picture for notebooks: the first sample and head, at most the first 64 tokens, queries downwards."""
         shown = min(self.seq_len, _PICTURE_TOKENS)
-        if self.batch == 0:
+        if self.batch == 0 or self.device.type == "meta":
             return '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
         visible = self._visible_among(shown)[0, 0].tolist()
         is_global = [False] * shown if self.global_mask is None else self.global_mask[0, :shown].tolist()

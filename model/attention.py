@@ -242,11 +242,10 @@ class LongformerAttention(nn.Module):
 def _replace_rows(context: Tensor, rows: Tensor, pattern: AttentionPattern) -> Tensor:
     """``context`` (batch, heads, seq_len, head_dim) with ``rows`` (batch, heads, G, head_dim) at the global tokens.
 
-    Rows at -1 add zeros to token 0: adding to what was set to zero is exact, and needs no count of the globals.
+    Rows at -1 are zeros, added to token 0: adding to what was set to zero is exact, and needs no count of the globals.
     """
     assert pattern.global_mask is not None
     index = pattern.global_index[:, None, :, None]
-    rows = torch.where(index >= 0, rows, rows.new_zeros(()))
     emptied = context.masked_fill(pattern.global_mask[:, None, :, None], 0.0)
     return emptied.scatter_add_(2, index.clamp_min(0).expand_as(rows), rows)
 

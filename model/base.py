@@ -229,6 +229,8 @@ class LongformerPreTrainedModel(nn.Module):
         Raises:
             ValueError, TypeError: the windows do not fit.
         """
+        if isinstance(window, Tensor):
+            window = window.tolist()
         chosen = list(window) if isinstance(window, Iterable) else window
         self.config.attention_window = settings.windows(chosen, self.config.num_hidden_layers)
 
@@ -276,13 +278,16 @@ class LongformerPreTrainedModel(nn.Module):
             The word embeddings.
 
         Raises:
-            ValueError: the number is too small to hold the padding token, or the multiple is none.
+            ValueError, TypeError: the number is too small to hold the padding token, or none, or so is the multiple.
         """
         embeddings = self.get_input_embeddings()
+        if new_num_tokens is not None:
+            new_num_tokens = settings.plain(new_num_tokens)
+            if not settings.is_int(new_num_tokens):
+                raise TypeError(f"new_num_tokens: got {new_num_tokens!r}, expected an int, or None.")
         size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
-            if pad_to_multiple_of < 1:
-                raise ValueError(f"pad_to_multiple_of: got {pad_to_multiple_of}, expected a number >= 1, or None.")
+            settings.check_at_least("pad_to_multiple_of", pad_to_multiple_of, 1)
             size = ceil_div(size, pad_to_multiple_of) * pad_to_multiple_of
         if size <= self.config.pad_token_id:
             raise ValueError(f"new_num_tokens: got {size}, expected more than pad_token_id ({self.config.pad_token_id}).")
@@ -309,7 +314,7 @@ class LongformerPreTrainedModel(nn.Module):
         """
         first = self.config.pad_token_id + 1
         new_num_position_embeddings = settings.plain(new_num_position_embeddings)
-        if not isinstance(new_num_position_embeddings, int) or isinstance(new_num_position_embeddings, bool):
+        if not settings.is_int(new_num_position_embeddings):
             raise TypeError(f"new_num_position_embeddings: got {new_num_position_embeddings!r}, expected an int.")
         if new_num_position_embeddings <= first:
             raise ValueError(

@@ -250,6 +250,8 @@ def size_in_bytes(size: int | str, name: str = "max_shard_size") -> int:
     # Whoever writes "24" means gigabytes more likely than bytes.
     if isinstance(number, str) and re.fullmatch(r"\d{7,}", number) and int(number) >= 2**20:
         number = int(number)
+    if isinstance(number, float) and number.is_integer():  # 8e9
+        number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and number > 0:
         return number
     raise ValueError(f"{name}: got {size!r}, expected a number of bytes or a text such as '5GB' or '200MiB'.")

@@ -99,7 +99,7 @@ def classes(name: str, value: Tensor, shape: tuple[int, ...], count: int | None)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(shape)}.")
     flat = value.flatten().long()
     if count is not None and checks.should_validate(None, flat.device):
-        _range(name, flat[flat != _IGNORED], count, f"there are {count} classes")
+        _range(name, flat[flat != _IGNORED], count, f"there are {count} classes; {_IGNORED} leaves a place out")
     return flat
 
 

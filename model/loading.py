@@ -53,14 +53,17 @@ class Report:
             "mismatched_keys": self.mismatched,
         }
 
+    def shapes(self) -> list[str]:
+        """The names of parameters of another shape, each with both."""
+        return [f"{name} ({theirs} there, {ours} here)" for name, theirs, ours in self.mismatched]
+
     def as_text(self) -> str:
         """One line for each kind that there is."""
-        shapes = [f"{name} ({theirs} there, {ours} here)" for name, theirs, ours in self.mismatched]
         kinds = (
             ("new, to be trained", self.new),
             ("copied from the local projections", self.copied),
             ("in the checkpoint, not used", self.unused),
-            ("of another shape, so new", shapes),
+            ("of another shape, so new", self.shapes()),
         )
         return "\n".join(f"  {what}: {_listed(names)}" for what, names in kinds if names)
 
@@ -135,7 +138,7 @@ def assemble(
         raise CheckpointError(f"{folder}: none of its {len(tensors)} tensors has a name of {model_class.__name__}.")
     if report.mismatched and not ignore_mismatched_sizes:
         raise CheckpointError(
-            f"{folder}: parameters of another shape than the configuration's:\n{report.as_text()}\n"
+            f"{folder}: parameters of another shape than the configuration's: {_listed(report.shapes())}.\n"
             "Correct the configuration, or pass ignore_mismatched_sizes=True to begin them anew."
         )
     _fill(model, taken, report, _dtype(dtype, config, taken), device)

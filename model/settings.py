@@ -138,7 +138,7 @@ def label_maps(
     for name, value in (("id2label", id2label), ("label2id", label2id)):
         if value is not None and not isinstance(value, Mapping):
             raise TypeError(f"{name}: got {type(value).__name__}, expected a mapping between ids and names of labels.")
-    if num_labels is not None and (not _is_int(num_labels) or num_labels < 1):
+    if num_labels is not None and (not is_int(num_labels) or num_labels < 1):
         raise ValueError(f"num_labels: got {num_labels!r}, expected an int >= 1.")
     if id2label is None and label2id is not None:
         id2label = {number: name for name, number in label2id.items()}
@@ -165,9 +165,9 @@ def plain(value: Any) -> Any:
 def windows(value: Any, num_layers: int) -> list[int]:
     """One even, positive window for each layer."""
     value = plain(value)
-    if _is_int(value):
+    if is_int(value):
         value = [value] * num_layers
-    if not isinstance(value, (list, tuple)) or not all(map(_is_int, value)):
+    if not isinstance(value, (list, tuple)) or not all(map(is_int, value)):
         raise TypeError(f"attention_window: got {value!r}, expected an int, or a list with one int for each layer.")
     if len(value) != num_layers:
         raise ValueError(
@@ -267,7 +267,7 @@ def pruned_heads(given: Mapping[Any, Any] | None) -> dict[int, list[int]]:
 def check_pruned(pruned: Mapping[int, list[int]], config: LongformerConfig) -> None:
     """Refuse layers and heads that are not there, and layers that would have no head left."""
     for layer, heads in pruned.items():
-        if not _is_int(layer) or not all(map(_is_int, heads)):
+        if not is_int(layer) or not all(map(is_int, heads)):
             raise TypeError(f"pruned_heads: got {layer!r}: {heads!r}, expected numbers of a layer and of its heads.")
         if not 0 <= layer < config.num_hidden_layers or not set(heads) < set(range(config.num_attention_heads)):
             raise ValueError(
@@ -287,7 +287,8 @@ def check_asks_for_nothing(options: Mapping[str, Any], instead: str) -> None:
             raise NotImplementedError(f"{name}: got {value!r}, expected None, for there is no such option here: {instead}.")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value is a whole number, True and False not among them."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -297,7 +298,7 @@ def check_at_least(name: str, value: Any, lowest: int) -> None:
     Raises:
         TypeError, ValueError: it is none.
     """
-    if not _is_int(value):
+    if not is_int(value):
         raise TypeError(f"{name}: got {value!r}, expected an int >= {lowest}.")
     if value < lowest:
         raise ValueError(f"{name}: got {value}, expected an int >= {lowest}.")
@@ -305,7 +306,7 @@ def check_at_least(name: str, value: Any, lowest: int) -> None:
 
 def _check_number(config: LongformerConfig, name: str, kind: type, *, lowest: float, highest: float | None = None) -> None:
     value = getattr(config, name)
-    fits = _is_int(value) or (kind is float and isinstance(value, float))
+    fits = is_int(value) or (kind is float and isinstance(value, float))
     meaning = f"{'an int' if kind is int else 'a number'} >= {lowest}" + ("" if highest is None else f" and <= {highest}")
     if not fits:
         raise TypeError(f"{name}: got {value!r}, expected {meaning}.")

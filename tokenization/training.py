@@ -40,6 +40,7 @@ def train(
 
     Raises:
         ValueError: no file, one that is missing, empty or not UTF-8, or a size that the bytes alone fill.
+        TypeError: a size that is no whole number.
     """
     if isinstance(files, (str, os.PathLike)):
         files = [files]
@@ -50,6 +51,9 @@ def train(
         if not path.is_file():
             raise ValueError(f"files: got {path}, which is no file, expected paths of text files in UTF-8.")
     least = _BYTES + len(special_tokens)
+    for name, number in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name}: got {number!r}, expected a whole number.")
     if vocab_size < least:
         raise ValueError(
             f"vocab_size: got {vocab_size}, expected at least {least}: {_BYTES} bytes and {len(special_tokens)} special "

@@ -280,3 +280,33 @@ def test_what_cannot_be_meant_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "mask_token", None)
     with pytest.raises(ValueError, match="without a mask_token"):
         MaskedLanguageCollator(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tokenizer: GlobalAttentionCollator(5, "fill-mask"), "tokenizer: got int, expected a tokenizer"),
+        (lambda tokenizer: MaskedLanguageCollator(5), "tokenizer: got int, expected a tokenizer"),
+        (lambda tokenizer: MaskedLanguageCollator(tokenizer, probability="a"), "probability: got str, expected a number"),
+        (lambda tokenizer: MaskedLanguageCollator(tokenizer, generator=5), "generator: got int, expected a torch.Generator"),
+    ],
+    ids=["tokenizer", "tokenizer_of_masks", "probability", "generator"],
+)
+def test_arguments_of_another_kind_are_refused(tokenizer, make, message):
+    with pytest.raises(TypeError, match=message):
+        make(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"id": "x"}, "rows: got text in 'id', expected numbers: leave out such columns"),
+        ({"words": ["a", "b"]}, "rows: got text in 'words'"),
+        ({"label": None}, "rows: got None in 'label'"),
+    ],
+    ids=["text", "texts", "no_label"],
+)
+def test_columns_of_other_things_are_named(tokenizer, column, message):
+    rows = [{"input_ids": [0, 2], "attention_mask": [1, 1], **column}]
+    with pytest.raises(TypeError, match=message):
+        GlobalAttentionCollator(tokenizer, "text-classification")(rows)

@@ -61,7 +61,7 @@ ENTRIES = {
         NotImplementedError,
         "got .*'relative_key_query', .*'absolute'",
     ),
-    "activation": ({"hidden_act": "gelu_fast"}, (ValueError, NotImplementedError), "hidden_act: got 'gelu_fast'"),
+    "activation": ({"hidden_act": "mish"}, (ValueError, NotImplementedError), "hidden_act: got 'mish'"),
     "heads": ({"num_attention_heads": 5}, ValueError, "hidden_size: got 12 with 5 attention heads, expected a multiple"),
     "layers": ({"num_hidden_layers": 3}, CheckpointError, "parameters of the encoder are missing, such as .*layer.2"),
     "no_layers": ({"num_hidden_layers": 0}, ValueError, "num_hidden_layers: got 0"),

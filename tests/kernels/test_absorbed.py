@@ -134,3 +134,18 @@ def test_batch_of_nothing():
     weight = torch.randn(8, HIDDEN)
     out = absorbed_global_attention(torch.randn(0, 5, HIDDEN), torch.randn(0, 2, 0, 4), weight, weight, None, pattern)
     assert out.shape == (0, 2, 0, 4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_nan_at_rows_past_a_count_stays_there(backend):
+    """Those rows are zero, so a norm or a logarithm after them gives NaN in their gradient."""
+    case = CASES["differing_counts"]
+    inputs, is_row = make_inputs(case), (case.pattern().global_index >= 0)[:, None, :, None]
+    out = absorbed(case, inputs, backend)
+    assert not is_row.all()
+    assert not out.masked_select(~is_row).any()
+    given = torch.ones_like(out)
+    expected = torch.autograd.grad(out, inputs, given.masked_fill(~is_row, 0.0), retain_graph=True)
+    got = torch.autograd.grad(out, inputs, given.masked_fill(~is_row, torch.nan))
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)

@@ -89,6 +89,24 @@ REFUSALS = {
         r"^attention_mask: got shape \(2, 5\).*\(2, 6\)",
     ),
     "mask_other_device": (window_call, {"global_mask": torch.ones(2, 6, **META)}, ValueError, r"^global_mask: .*meta.*move it"),
+    "mask_of_2": (
+        window_call,
+        {"attention_mask": torch.tensor([[2, 1, 1, 1, 1, 0]] * 2)},
+        ValueError,
+        r"^attention_mask: got the value 2, .* AttentionPattern.from_masks takes 2 for a global token",
+    ),
+    "global_mask_of_2": (
+        window_call,
+        {"global_mask": torch.tensor([[2, 1, 1, 1, 1, 0]] * 2)},
+        ValueError,
+        r"^global_mask: got the value 2, .*\(1 = global token, 0 = not\). `mask != 0` or `mask == 1`",
+    ),
+    "query_nested": (
+        window_call,
+        {"query": torch.nested.nested_tensor([torch.ones(2, 6, 3), torch.ones(2, 5, 3)])},
+        TypeError,
+        r"^query: got a nested tensor, expected torch.strided",
+    ),
     "mask_additive": (
         window_call,
         {"attention_mask": torch.tensor([[0.0, 0, 0, 0, 0, -10000.0]] * 2)},

@@ -54,9 +54,14 @@ REFUSALS = {
         absorbed_call,
         {"hidden_states": states()},
         ValueError,
-        r"^hidden_states: .*expected 3 dimensions",
+        r"^hidden_states: .*expected \(batch, seq_len, hidden_size\)",
     ),
-    "absorbed_query_flat": (absorbed_call, {"query_global": states(2, 2, 12)}, ValueError, r"^query_global: .*expected 4 dim"),
+    "absorbed_query_flat": (
+        absorbed_call,
+        {"query_global": states(2, 2, 12)},
+        ValueError,
+        r"^query_global: .*expected \(batch, heads, G, head_dim\)",
+    ),
     "absorbed_causal": (absorbed_call, {"pattern": pattern(is_causal=True)}, ValueError, r"^pattern: got a causal one"),
     "absorbed_other_count": (absorbed_call, {"query_global": states(2, 4, 1, 3)}, ValueError, r"^query_global: .*G = 2"),
     "absorbed_weight_transposed": (

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from attention_cases import OPTION_CASES, Case, each
+from torch._dynamo.backends.debugging import aot_eager
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from longformer_triton.kernels import (
@@ -31,6 +32,32 @@ def graphs_compiled() -> int:
 @pytest.fixture
 def _counters():
     torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize("function", ["windows", "rows", "absorbed"])
+def test_a_first_call_of_any_size_compiles_once(function):
+    """With dynamic=True a float default became an input of the graph, whose value was then read: compiled twice.
+
+    Seen with a backend that traces further than "eager", which never notices.
+    """
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return aot_eager(graph, inputs)
+
+    def run(query, key, value, mask):
+        if function == "windows":
+            return sliding_window_attention(query, key, value, window=3, attention_mask=mask)
+        pattern = AttentionPattern.from_masks(mask, mask, window=3, max_globals=20)
+        rows = pattern.gather_global(query)
+        if function == "rows":
+            return longformer_attention(query, key, value, rows, key, value, pattern)
+        weight = torch.ones(query.shape[1] * query.shape[3], 7)
+        return absorbed_global_attention(key[:, 0, :, :7], rows, weight, weight, None, pattern)
+
+    torch.compile(run, backend=backend, fullgraph=True, dynamic=True)(*torch.randn(3, 2, 4, 20, 8), torch.ones(2, 20))
+    assert len(compiled) == 1
 
 
 def op_arguments(case: Case) -> tuple:

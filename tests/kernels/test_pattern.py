@@ -387,3 +387,12 @@ def test_windows_and_dilations_beyond_all_texts_mean_the_same(side, dilation):
     for backend in ("torch", "reference"):
         got, expected = (sliding_window_attention(states, states, states, pattern=p, backend=backend) for p in (far, near))
         torch.testing.assert_close(got, expected)
+
+
+def test_masks_without_values_need_a_number_of_global_tokens():
+    mask = torch.ones(2, 9, device="meta")
+    with pytest.raises(ValueError, match="max_globals: got None for masks on meta"):
+        AttentionPattern.from_masks(None, mask, window=1)
+    pattern = AttentionPattern.from_masks(None, mask, window=1, max_globals=3)
+    assert pattern.global_index.shape == (2, 3)
+    assert pattern._repr_svg_().startswith("<svg")

@@ -89,6 +89,13 @@ def test_sizes_round_up_to_a_multiple(number, multiple, expected):
     assert (model.get_input_embeddings().weight is table) == (expected == 40), "the same size replaces nothing"
 
 
+@pytest.mark.parametrize("number", ["a", 2.5, True], ids=str)
+def test_sizes_of_tables_are_whole_numbers(number):
+    for resize in (ours("LongformerModel").resize_token_embeddings, ours("LongformerModel").resize_position_embeddings):
+        with pytest.raises(TypeError, match=rf"^new_num_\w+: got {number!r}, expected an int"):
+            resize(number)
+
+
 @pytest.mark.parametrize("number", [1, 0, -4])
 def test_a_vocabulary_without_the_padding_token_is_refused(number):
     model = ours("LongformerModel")

@@ -283,8 +283,12 @@ def test_tasks_models_and_options_that_do_not_fit_are_refused(checkpoints, token
     with pytest.raises(ValueError, match="task: got 'summarise', expected one of fill-mask"):
         pipeline("summarise", checkpoints["fill-mask"])
     model = longformer_triton.LongformerModel.from_pretrained(checkpoints["embedding"])
-    with pytest.raises(TypeError, match="model: got LongformerModel, expected a LongformerForMaskedLM"):
+    with pytest.raises(
+        TypeError, match=r"model: got a longformer_triton\.model\.longformer\.LongformerModel, expected a LongformerForMaskedLM"
+    ):
         pipeline("fill-mask", model, tokenizer)
+    with pytest.raises(TypeError, match="tokenizer: got int, expected a LongformerTokenizer, or the directory"):
+        pipeline("embedding", model, 5)
     with pytest.raises(ValueError, match="tokenizer: got None beside a model object"):
         pipeline("embedding", model)
     with pytest.raises(ValueError, match="too_long: got 'split', expected one of truncate, error"):

@@ -153,6 +153,14 @@ def test_tokens_come_one_by_one_without_aggregation():
     ]  # fmt: skip
 
 
+def test_tokens_count_from_the_beginning_special_ones_too():
+    """As in transformers' pipeline, whatever is left out."""
+    row, output = tokens((0, 0, None, 0, 0.9), *ANNA, (0, 0, None, 0, 0.9))
+    row.part[0] = row.part[-1] = None
+    found = tags((row, output), aggregation="none")
+    assert [one["index"] for one in found] == [1, 2, 3, 5]
+
+
 @pytest.mark.parametrize("aggregation", ["first", "average", "max"])
 def test_words_of_one_name_are_one_entity(aggregation):
     found = tags(tokens(*ANNA), aggregation=aggregation)

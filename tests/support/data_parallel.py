@@ -71,20 +71,21 @@ def spread(case: Case, model: Any) -> Any:
 
 
 def train(case: Case, rank: int | None) -> dict[str, Tensor]:
-    """Parameters after a few steps of AdamW, gathered, and ``loss``, the last one; without a rank, of the whole batch."""
+    """Parameters after a few steps of AdamW, gathered, and ``losses``, of each step; without a rank, of the whole batch."""
     model = spread(case if rank is not None else dataclasses.replace(case, way="alone"), case.model())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(0 if rank is None else rank)
-    loss = torch.zeros(())
+    losses = []
     for step in range(STEPS):
         batch = case.batch(step)
         loss = model(**(batch if rank is None else part(batch, rank))).loss
         optimizer.zero_grad()
         loss.backward()
+        losses.append(loss.detach())
         assert all(parameter.grad is not None for parameter in model.parameters()), "a parameter without a gradient"
         optimizer.step()
     state = {name.removeprefix("module."): _whole(parameter) for name, parameter in model.named_parameters()}
-    return {**state, "loss": loss.detach()}
+    return {**state, "losses": torch.stack(losses)}
 
 
 def save_sharded(case: Case, rank: int, folder: pathlib.Path) -> str:

@@ -82,7 +82,7 @@ def test_files_before_a_repaired_one_are_not_cut_again(tmp_path, monkeypatch):
         path.write_text(json.dumps(text) + "\n")
     good = paths[1].read_bytes()
     paths[1].write_bytes(good + b"\xff\n")
-    with pytest.raises(ValueError, match=r"1\.jsonl:2: got UnicodeDecodeError"):
+    with pytest.raises(ValueError, match=r"1\.jsonl:2: got the byte 0xff"):
         packing.tokenized(tokenizer, paths, tmp_path / "tokens")
     paths[1].write_bytes(good)
     cut, encode = [], tokenizer._called

@@ -87,16 +87,20 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trainer_class, check
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
-def test_the_best_checkpoint_comes_back(trainer_class, tmp_path):
+@pytest.mark.parametrize("greater_is_better", [False, True], ids=["least", "greatest"])
+def test_the_best_checkpoint_comes_back(trainer_class, greater_is_better, tmp_path):
     trainer = trainer_of(
         trainer_class, "LongformerForSequenceClassification", tmp_path,
         eval_strategy="steps", eval_steps=3, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-        greater_is_better=True,
+        greater_is_better=greater_is_better,
     )  # fmt: skip
     trainer.train()
-    # The larger loss counts as better, so that the best is not the last.
+    # One of the two is not the last.
+    found = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    assert set(found) == {3, 6}
+    step = (max if greater_is_better else min)(found, key=found.get)
+    assert pathlib.Path(trainer.state.best_model_checkpoint).name == f"checkpoint-{step}"
     best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint)
-    assert pathlib.Path(trainer.state.best_model_checkpoint).name == "checkpoint-3"
     for key, value in best.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[key], value), key
 
