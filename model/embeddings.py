@@ -73,7 +73,9 @@ class LongformerEmbeddings(nn.Module):
             token_types = self.token_type_embeddings.weight[0]
         else:
             token_types = self.token_type_embeddings(token_type_ids)
-        states = inputs_embeds + self.position_embeddings(position_ids) + token_types
+        positions = self.position_embeddings(position_ids)
+        inputs.no_wider("inputs_embeds", inputs_embeds, positions)
+        states = inputs_embeds + positions + token_types
         return dropped(self.dropout, self.LayerNorm(states))
 
     @property

@@ -86,6 +86,12 @@ def same_device(place: torch.device, **others: Tensor | None) -> None:
             raise ValueError(f"{name}: got a tensor on {value.device}, expected {place}, where the input is: move one of them.")
 
 
+def no_wider(name: str, value: Tensor, table: Tensor) -> None:
+    """Refuse states of a wider dtype than the model's; autocast takes any."""
+    if torch.promote_types(value.dtype, table.dtype) != table.dtype and not torch.is_autocast_enabled(value.device.type):
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected the model's {table.dtype}: cast one of them.")
+
+
 def classes(name: str, value: Tensor, shape: tuple[int, ...], count: int | None) -> Tensor:
     """The labels of ``shape`` as one dimension of int64; each below ``count`` if that is given, or -100: ignored.
 

@@ -59,6 +59,15 @@ def test_one_layer_is_singular(tmp_path):
     assert "-> LongformerModel, 1 layer, " in found.stdout
 
 
+@pytest.mark.parametrize("nothing", ["", "."])
+def test_a_destination_is_named(source, nothing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run(source, nothing)
+    assert found.exit_code == 2
+    assert "DST: got the current directory, or nothing" in " ".join(found.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,5 +1,6 @@
 """Every refusal of window attention and of patterns: the exception's type, the argument's name, and the way out."""
 
+import numpy
 import pytest
 import torch
 from refused_calls import (
@@ -334,3 +335,9 @@ def test_available_backends_of_a_device_that_is_not_here():
 def test_dropout_of_zero_ignores_nothing_but_the_seed_value():
     """A seed without dropout is allowed: one training loop can pass it to evaluation too."""
     assert torch.equal(window_call(dropout_seed=torch.tensor(3)), window_call())
+
+
+def test_numbers_of_numpy_are_numbers():
+    expected = window_call(scale=0.5, dropout_p=0.25, dropout_seed=torch.tensor(3))
+    got = window_call(scale=numpy.float32(0.5), dropout_p=numpy.float32(0.25), dropout_seed=torch.tensor(3))
+    assert torch.equal(got, expected)

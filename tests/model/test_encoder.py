@@ -35,11 +35,15 @@ def by_method(model, window):
     model.set_attention_window(window)
 
 
+def by_method_as_a_tensor(model, window):
+    model.set_attention_window(torch.tensor(window))
+
+
 def by_configuration(model, window):
     model.config.attention_window = window
 
 
-@pytest.mark.parametrize("change", [by_method, by_configuration], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [by_method, by_method_as_a_tensor, by_configuration], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("window", [2, 64, [6, 2], (2, 10)], ids=str)
 def test_a_new_window_takes_effect_at_the_next_forward_pass(window, change):
     model, ids = ours("LongformerModel"), ids_of(2, 21)

@@ -169,3 +169,12 @@ def test_a_longer_table_survives_saving(tmp_path, name):
     arguments = shaped(name, {"input_ids": ids_of(398)})
     assert torch.equal(again(**arguments)[0], model(**arguments)[0])
     assert again.config.max_position_embeddings == 400
+
+
+def test_embeddings_of_another_dtype_are_refused_but_under_autocast():
+    model = ours("LongformerModel")
+    given = {name: value.double() if name == "inputs_embeds" else value for name, value in embedded(9).items()}
+    with pytest.raises(TypeError, match=r"^inputs_embeds: got dtype torch.float64, expected the model's torch.float32"):
+        model(**given)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(inputs_embeds=given["inputs_embeds"].bfloat16())
