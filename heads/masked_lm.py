@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy, gelu
 from longformer_triton.model import inputs
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.dense import apply_linear
-from longformer_triton.model.initial import resized_rows
+from longformer_triton.model.initialization import resized_rows
+from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.longformer import LongformerModel
 from longformer_triton.model.outputs import LongformerMaskedLMOutput
 

@@ -15,7 +15,7 @@ from longformer_triton.kernels import (
     sliding_window_attention,
 )
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.dense import apply_linear
+from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.plain import is_plain_linear
 from longformer_triton.model.residual import add_projected
 

@@ -15,7 +15,7 @@ from longformer_triton.model import loading, settings
 from longformer_triton.model.atomic import write_together
 from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import CONFIG_NAME, stale_weights, write_weights
-from longformer_triton.model.initial import initialise, resized_rows, tiled_positions
+from longformer_triton.model.initialization import initialise, resized_rows, tiled_positions
 from longformer_triton.model.outputs import ModelOutput
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from longformer_triton.kernels import AttentionPattern
 from longformer_triton.model.attention import LongformerAttention
 from longformer_triton.model.config import LongformerConfig
-from longformer_triton.model.dense import apply_linear
 from longformer_triton.model.feed_forward import ACTIVATIONS, feed_forward, name_of
+from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.outputs import LongformerBaseModelOutput
 from longformer_triton.model.plain import is_plain, is_plain_linear
 from longformer_triton.model.residual import add_dropped, add_projected

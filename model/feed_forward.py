@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, relu, silu
 
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.model.dense import dense, dense_gradients
+from longformer_triton.model.linear import dense, dense_gradients
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from longformer_triton.kernels import backends
 from longformer_triton.model.attention import GLOBAL_PROJECTIONS
 from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import PLACE_OPTIONS, CheckpointError, locate, read_weights
-from longformer_triton.model.initial import initialise
+from longformer_triton.model.initialization import initialise
 from longformer_triton.model.settings import check_asks_for_nothing, dtype_of
 
 if TYPE_CHECKING:

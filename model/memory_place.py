@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from longformer_triton.kernels.precision import accumulation_dtype
-from longformer_triton.model.dense import has_sums_apart, is_worth_onednn
+from longformer_triton.model.linear import has_sums_apart, is_worth_onednn
 
 
 @dataclasses.dataclass(frozen=True)

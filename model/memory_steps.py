@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from longformer_triton.model import memory_terms as terms
-from longformer_triton.model.dense import MANY_TOKENS
+from longformer_triton.model.linear import MANY_TOKENS
 from longformer_triton.model.memory_terms import Layer, Parameters, Terms
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
@@ -110,7 +110,7 @@ def training(model: Model, *, checkpointing: bool, keeps_gradients: bool) -> Ite
 
 
 def _decoder_backward(model: Model, saved: Terms, gradients: int) -> Moment:
-    """When the gradient of the decoder's weight is put together (model/dense.py), one table of three that takes."""
+    """When the gradient of the decoder's weight is put together (model/linear.py), one table of three that takes."""
     last = model.layers[-1]
     tokens, numbers = last.batch * last.seq_len, model.vocab_size * last.hidden
     states = Terms({"last hidden state": last.states(last.hidden), "states of the head": last.states(3 * last.hidden)})

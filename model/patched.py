@@ -28,7 +28,7 @@ from longformer_triton.kernels import AttentionPattern
 from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model import inputs
 from longformer_triton.model.attention import AttentionComputation
-from longformer_triton.model.dense import apply_linear
+from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.residual import add_projected
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longformer_triton.kernels.layout import ceil_div
-from longformer_triton.model.dense import apply_linear
+from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.plain import is_plain
 
 # Of a draw's 16 bits, how many values there are

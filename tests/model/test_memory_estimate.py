@@ -14,7 +14,7 @@ from longformer_triton.bench.measure import peak_extra_bytes
 from longformer_triton.kernels import blockwise
 from longformer_triton.kernels.torch_impl import global_rows
 from longformer_triton.kernels.triton_impl import absorbed_rows
-from longformer_triton.model import dense, memory_terms
+from longformer_triton.model import linear, memory_terms
 from longformer_triton.model.memory import longest_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,7 +165,7 @@ def test_the_peak_that_the_profiler_sees(case):
     "case", [case for case in CASES if case.config.vocab_size > 1000 or "wide" in case.name], ids=lambda case: case.name
 )
 def test_the_peak_where_onednn_is_not_used(case, monkeypatch):
-    monkeypatch.setattr(dense, "_is_onednn_faster", lambda: False)
+    monkeypatch.setattr(linear, "_is_onednn_faster", lambda: False)
     assert case.estimate.total == pytest.approx(measured(case), rel=TOLERANCE)
 
 

@@ -8,8 +8,8 @@ from model_cases import ours
 from torch import nn
 from torch.nn.functional import linear
 
-from longformer_triton.model import dense as dense_module
-from longformer_triton.model.dense import apply_linear, dense, dense_gradients, takes_onednn
+from longformer_triton.model import linear as linear_module
+from longformer_triton.model.linear import apply_linear, dense, dense_gradients, takes_onednn
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
@@ -25,10 +25,10 @@ def threads(request):
 @pytest.fixture
 def onednn(monkeypatch):
     """Whatever the processor and the size."""
-    monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
-    monkeypatch.setattr(dense_module, "_FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(dense_module, "_FEWEST_TOKENS", 1)
-    monkeypatch.setattr(dense_module, "MANY_TOKENS", 1)
+    monkeypatch.setattr(linear_module, "_is_onednn_faster", lambda: True)
+    monkeypatch.setattr(linear_module, "_FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(linear_module, "_FEWEST_TOKENS", 1)
+    monkeypatch.setattr(linear_module, "MANY_TOKENS", 1)
 
 
 def operands(shape, out_features, has_bias=True):
@@ -101,7 +101,7 @@ def test_where_it_is_not_for(kind):
 
 @pytest.mark.parametrize(("tokens", "expected"), [(31, False), (32, True)], ids=["few", "a_matrix"])
 def test_small_products_are_left_to_linear(tokens, expected, monkeypatch):
-    monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
+    monkeypatch.setattr(linear_module, "_is_onednn_faster", lambda: True)
     assert takes_onednn(torch.randn(tokens, 1024), torch.randn(1024, 1024)) is expected
     assert not takes_onednn(torch.randn(tokens, 64), torch.randn(64, 64))
 
@@ -123,15 +123,15 @@ def test_the_processors_it_is_for(cpuinfo, capability, expected, monkeypatch):
         return cpuinfo
 
     monkeypatch.setattr(pathlib.Path, "read_text", read_text)
-    monkeypatch.setattr(dense_module.platform, "processor", lambda: "AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD")
+    monkeypatch.setattr(linear_module.platform, "processor", lambda: "AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD")
     for library in (torch.backends.mkldnn, torch.backends.mkl):
         monkeypatch.setattr(library, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert dense_module._is_onednn_faster.__wrapped__() is expected
+    assert linear_module._is_onednn_faster.__wrapped__() is expected
 
 
 def test_large_weights_want_many_tokens(monkeypatch):
-    monkeypatch.setattr(dense_module, "_is_onednn_faster", lambda: True)
+    monkeypatch.setattr(linear_module, "_is_onednn_faster", lambda: True)
     weight = torch.empty(4096, 2048)
     assert not takes_onednn(torch.empty(255, 2048), weight)
     assert takes_onednn(torch.empty(256, 2048), weight)

@@ -6,7 +6,7 @@ from model_cases import Texts
 from patching_cases import batch_for, original
 
 from longformer_triton import patch_transformers, unpatch_transformers
-from longformer_triton.model import dense
+from longformer_triton.model import linear
 
 modeling_longformer = pytest.importorskip(
     "transformers.models.longformer.modeling_longformer", reason="transformers is not installed"
@@ -23,9 +23,9 @@ def test_linear_layers_go_to_the_faster_library_too(monkeypatch):
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     calls = []
-    convolve = dense._convolve
-    monkeypatch.setattr(dense, "_convolve", lambda *given: calls.append(given[1].shape) or convolve(*given))
-    monkeypatch.setattr(dense, "is_worth_onednn", lambda *_: True)
+    convolve = linear._convolve
+    monkeypatch.setattr(linear, "_convolve", lambda *given: calls.append(given[1].shape) or convolve(*given))
+    monkeypatch.setattr(linear, "is_worth_onednn", lambda *_: True)
     got = patch_transformers(model)(**inputs)[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
     sizes, layers = model.config, model.config.num_hidden_layers
