@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -163,15 +162,18 @@ def test_a_byte_order_mark_is_no_part_of_a_text(form, checkpoints, tmp_path):
     assert first == second
 
 
-def test_pipes_are_files(checkpoints, tmp_path):
+def test_pipes_are_files(checkpoints):
     """As ``<(command)`` of a shell gives them."""
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(TEXT,))
-    writer.start()
-    result = call("tokenize", checkpoints, "--json", tmp_path / "pipe")
-    writer.join()
+    reading, writing = os.pipe()
+    os.write(writing, TEXT.encode())
+    os.close(writing)
+    try:
+        result = call("tokenize", checkpoints, "--json", f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
     assert result.exit_code == 0, result.output
-    assert len(rows(result)) == 1
+    assert rows(result) == [{"input": f"/dev/fd/{reading}", "result": rows(result)[0]["result"]}]
+    assert rows(result)[0]["result"]
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(checkpoints, tmp_path, monkeypatch):
