@@ -230,9 +230,15 @@ def test_a_result_is_a_row_whatever_lines_its_text_has(command, checkpoints):
     assert columns == {4 if command == "tag" else 3}
 
 
-def test_long_texts_are_cut_into_tokens_without_a_word_about_a_model(checkpoints):
-    result = call("tokenize", checkpoints, "--input", "text", input=" ".join([TEXT] * 1000))
+def test_long_texts_are_cut_into_tokens_without_a_word_about_a_model(checkpoints, tmp_path, caplog):
+    tokenizer = longformer_triton.LongformerTokenizer.from_pretrained(checkpoints["tokenize"], model_max_length=16)
+    tokenizer.save_pretrained(tmp_path)
+    result = call("tokenize", {"tokenize": tmp_path}, "--input", "text", input=" ".join([TEXT] * 10))
     assert (result.exit_code, result.stderr) == (0, "")
+    assert len(result.stdout.split()) == 50
+    assert not caplog.records
+    tokenizer.tokenize(" ".join([TEXT] * 10))
+    assert caplog.records, "elsewhere it is told"
 
 
 def test_bad_lines_are_named_and_the_rest_goes_on(checkpoints):
