@@ -16,7 +16,14 @@ from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, pre_to
 
 # Programs use a handful of settings; one that counts max_length up must not fill the memory.
 _VIEWS_KEPT = 32
-_BUILDERS = {"ByteLevel": pre_tokenizers.ByteLevel, "RobertaProcessing": processors.RobertaProcessing}
+
+
+def template(sep: tuple[str, int], cls: tuple[str, int], **settings: bool) -> processors.RobertaProcessing:
+    """RoBERTa's ``<s> A </s></s> B </s>`` around texts; the library has renamed its arguments, but kept their order."""
+    return processors.RobertaProcessing(sep, cls, **settings)
+
+
+_BUILDERS = {"ByteLevel": pre_tokenizers.ByteLevel, "RobertaProcessing": template}
 
 
 class Truncation(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, processors  # type: ignore[import-untyped]
+from tokenizers import AddedToken, Tokenizer, models  # type: ignore[import-untyped]
 
 from longformer_triton.tokenization import backend, files, loading, options, training
 from longformer_triton.tokenization.calling import Calling
@@ -145,8 +145,8 @@ class LongformerTokenizer(Calling):
             ends = [(token, base.token_to_id(token)) for token in (self.sep_token, self.cls_token) if token is not None]
             if len(ends) < 2:
                 raise ValueError("sep_token, cls_token: got None, expected both: every row begins and ends with them.")
-            base.post_processor = processors.RobertaProcessing(
-                sep=ends[0], cls=ends[1], add_prefix_space=self.add_prefix_space, trim_offsets=self.trim_offsets
+            base.post_processor = backend.template(
+                *ends, add_prefix_space=self.add_prefix_space, trim_offsets=self.trim_offsets
             )
         else:
             changes = {"add_prefix_space": self.add_prefix_space, "trim_offsets": self.trim_offsets}
