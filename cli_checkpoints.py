@@ -25,7 +25,7 @@ def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A RoBERTa, XLM-R, CamemBERT or BERT checkpoint: its directory or hub name.")
     ],
-    destination: Annotated[pathlib.Path, typer.Argument(metavar="DST", help="A new directory for the Longformer.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty directory for the Longformer.")],
     max_positions: Annotated[
         str, typer.Option(help="Rows of the position table: the tokens of the longest text, and those for padding (2, BERT 1).")
     ] = "4098",
@@ -55,12 +55,12 @@ def convert(
 
     windows = list(numbers("--attention-window", attention_window))
     rows = numbers("--max-positions", max_positions)
+    if not destination:
+        raise typer.BadParameter("got nothing, expected a new or empty directory", param_hint="DST")
     if len(rows) != 1:
         raise typer.BadParameter(f"got {max_positions!r}, expected one number", param_hint="--max-positions")
     try:
-        if str(destination) == ".":
-            raise typer.BadParameter("got the current directory, or nothing, expected a new one", param_hint="DST")
-        places = {"destination": destination, "source": pathlib.Path(source)}
+        places = {"destination": pathlib.Path(destination), "source": pathlib.Path(source)}
         with in_one_line(TypeError, NotImplementedError, **places), Console(stderr=True).status(f"converting {source}"):
             done = make_long(
                 source,

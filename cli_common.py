@@ -53,10 +53,10 @@ def in_one_line(*also: type[Exception], **places: pathlib.Path) -> Iterator[None
     except BrokenPipeError:
         raise  # whoever reads the output wants no more of it, which Click deals with
     except OSError as error:
-        fail(in_words(error, places))
+        fail(_in_words(error, places))
 
 
-def in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
+def _in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
     """Which of the ``places``, which file, the system's reason, what to do. Without places, standard output is written to."""
     if isinstance(error.filename, (str, bytes)):
         where = pathlib.Path(os.fsdecode(error.filename))
@@ -66,8 +66,12 @@ def in_words(error: OSError, places: dict[str, pathlib.Path]) -> str:
         told = [f"{name}: {place}" for name, place in places.items()][:1] or ["standard output"]
     else:
         return str(error)
-    reason = f"{error.strerror}; {_ADVICE.get(error.errno or 0, 'name another place')}."
-    return ": ".join(filter(None, [*told, reason]))
+    return ": ".join(filter(None, [*told, reason_of(error)]))
+
+
+def reason_of(error: OSError) -> str:
+    """The system's reason, and what to do."""
+    return f"{error.strerror or error}; {_ADVICE.get(error.errno or 0, 'name another place')}."
 
 
 def _are_nested(one: pathlib.Path, other: pathlib.Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from longformer_triton.cli_common import in_words
+from longformer_triton.cli_common import reason_of
 
 _AT_ONCE = 64
 _FORMATS = ("text", "lines", "jsonl")
@@ -41,14 +41,14 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
         if str(path) == "-":
             yield from _decoded("standard input", sys.stdin, chosen)
             continue
-        # Pipes are files here too.
-        if path.is_dir() or not path.exists():
-            what = "a folder, expected files" if path.is_dir() else "no such file"
-            raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
         try:
+            # Pipes are files here too.
+            if path.is_dir() or not path.exists():
+                what = "a folder, expected files" if path.is_dir() else "no such file"
+                raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
             file = path.open(encoding="utf-8")
         except OSError as error:
-            yield Item(str(path), in_words(error, {}), is_bad=True)
+            yield Item(str(path), reason_of(error), is_bad=True)
             continue
         with file:
             yield from _decoded(str(path), file, chosen)
@@ -66,7 +66,7 @@ def _decoded(name: str, file: Iterable[str], form: str) -> Iterator[Item]:
     except UnicodeDecodeError as error:
         yield Item(name, f"got {error}, expected UTF-8: convert the file", is_bad=True)
     except OSError as error:
-        yield Item(name, f"{error.strerror}", is_bad=True)
+        yield Item(name, reason_of(error), is_bad=True)
 
 
 def _without_mark(lines: Iterable[str]) -> Iterator[str]:
@@ -138,6 +138,11 @@ def text_of(value: Any) -> Any:
     if "text" not in value:
         raise ValueError(f"got no 'text' among {sorted(value)}, expected a text, or {{\"text\": a text}}.")
     return value["text"]
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON line in which what is null is not there."""
+    return {name: field for name, field in value.items() if field is not None} if isinstance(value, dict) else value
 
 
 def prepared(items: Iterable[Item], prepare: Callable[[Any], Any]) -> Iterator[Item]:

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from longformer_triton.cli_common import Device, device_or_best, in_one_line
-from longformer_triton.cli_inputs import STANDARD_INPUT, Item, answer_all, format_of, prepared, read_items, text_of
+from longformer_triton.cli_inputs import (
+    STANDARD_INPUT,
+    Item,
+    answer_all,
+    format_of,
+    prepared,
+    read_items,
+    text_of,
+    without_nulls,
+)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint directory, or a name on the hub.")]
 Files = Annotated[list[pathlib.Path] | None, typer.Argument(help="Files; none, or -, is standard input.")]
@@ -101,7 +110,9 @@ def fill_mask(
     def as_text(result: Any) -> str:
         masks = result if isinstance(result[0], list) else [result]
         return "\n".join(
-            f"{word['score']:.4f}\t{word['token_str']}\t{_one_line(word['sequence'])}" for words in masks for word in words
+            f"{word['score']:.4f}\t{_one_line(word['token_str'])}\t{_one_line(word['sequence'])}"
+            for words in masks
+            for word in words
         )
 
     run("fill-mask", as_text, files, model, form, as_json, dtype, device, batch_size, too_long, top_k=top_k)
@@ -140,8 +151,10 @@ def answer(
         fields = {"context": value} if isinstance(value, str) and question is not None else value
         if not isinstance(fields, dict):
             return value
-        named = {("context" if name == "text" else name): field for name, field in fields.items() if field is not None}
-        return named if question is None else {"question": question, **named}
+        given = without_nulls(fields)
+        if "context" not in given and "text" in given:
+            given["context"] = given["text"]
+        return given if question is None else {"question": question, **given}
 
     def as_text(result: Any) -> str:
         found = result if isinstance(result, list) else [result]
@@ -175,7 +188,7 @@ def classify(
         return "\t".join(f"{one['label']}\t{one['score']:.4f}" for one in (result if isinstance(result, list) else [result]))
 
     run(
-        "text-classification", as_text, files, model, form, as_json, dtype, device, batch_size, too_long, lambda value: value,
+        "text-classification", as_text, files, model, form, as_json, dtype, device, batch_size, too_long, without_nulls,
         top_k=None if all_labels else 1,
     )  # fmt: skip
 
@@ -229,7 +242,7 @@ def choose(
     def as_text(result: Any) -> str:
         return f"{result['choice']}\t{result['score']:.4f}\t{_one_line(result['text'])}"
 
-    run("multiple-choice", as_text, files, model, "jsonl", as_json, dtype, device, batch_size, too_long, lambda value: value)
+    run("multiple-choice", as_text, files, model, "jsonl", as_json, dtype, device, batch_size, too_long, without_nulls)
 
 
 def embed(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.heads import global_tokens
+from longformer_triton.model.settings import plain
 
 if TYPE_CHECKING:
     from longformer_triton.tokenization import BatchEncoding
@@ -193,6 +194,7 @@ class MaskedLanguageCollator:
         generator: torch.Generator | None = None,
     ) -> None:
         _check_tokenizer(tokenizer)
+        probability = plain(probability)
         if isinstance(probability, bool) or not isinstance(probability, (int, float)):
             raise TypeError(f"probability: got {type(probability).__name__}, expected a number from 0 to 1.")
         if not (generator is None or isinstance(generator, torch.Generator)):

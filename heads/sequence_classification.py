@@ -54,7 +54,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None
 
 
 def _as_targets(labels: Tensor, logits: Tensor) -> Tensor:
-    """``labels`` to compare ``logits`` with: integers take their dtype, others keep their own, and the loss has the better."""
+    """``labels`` to compare ``logits`` with: integers take their dtype, others keep their own, as in transformers."""
     return labels if labels.is_floating_point() else labels.to(logits.dtype)
 
 

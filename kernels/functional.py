@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from longformer_triton.kernels import backends, checks, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
+from longformer_triton.kernels.precision import without_autocast
 
 
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
@@ -239,24 +240,24 @@ def absorbed_global_attention(
     dropout = _dropout(dropout_p, dropout_seed, query_global.device)
     weights = (key_weight, value_weight) if value_bias is None else (key_weight, value_weight, value_bias)
     chosen = _choose(backend, (query_global, hidden_states, *weights), None)
-    # Rows at -1 may hold NaN, which must not reach the gradient of the weights either.
+    # Rows at -1 may hold NaN, here and in the gradient of out, which must not reach the gradients of the weights.
     is_row = (pattern.global_index >= 0)[:, None, :, None]
     rows = torch.where(is_row, query_global, query_global.new_zeros(()))
-    key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
-    if chosen == "reference":
-        states = hidden_states
-        if pattern.key_mask is not None:
-            states = states.masked_fill(~pattern.key_mask[..., None], 0.0)
-        key, value = (torch.einsum("bne,hde->bhnd", states, weight) for weight in (key_weight, value_weight))
-        context, _, kept = reference.global_rows(rows, key, value, pattern, factor, dropout)
-    else:
-        absorbed = torch.einsum("bhgd,hde->bhge", rows, key_weight)
-        states = hidden_states[:, None]
-        context, _, kept = ops.call(ops.global_rows, absorbed, states, states, *_arguments(pattern, factor, dropout, chosen))
-        context = torch.einsum("bhge,hde->bhgd", context, value_weight)
-    if value_bias is not None:
-        context = context + kept[..., None].to(context.dtype) * value_bias.view(heads, 1, head_dim)
-    # A row at -1 is zero; NaN in its gradient must not reach the weights'.
+    with without_autocast(query_global.device):
+        key_weight, value_weight = (weight.view(heads, head_dim, -1) for weight in (key_weight, value_weight))
+        if chosen == "reference":
+            states = hidden_states
+            if pattern.key_mask is not None:
+                states = states.masked_fill(~pattern.key_mask[..., None], 0.0)
+            key, value = (torch.einsum("bne,hde->bhnd", states, weight) for weight in (key_weight, value_weight))
+            context, _, kept = reference.global_rows(rows, key, value, pattern, factor, dropout)
+        else:
+            absorbed, states = torch.einsum("bhgd,hde->bhge", rows, key_weight), hidden_states[:, None]
+            arguments = _arguments(pattern, factor, dropout, chosen)
+            context, _, kept = ops.call(ops.global_rows, absorbed, states, states, *arguments)
+            context = torch.einsum("bhge,hde->bhgd", context, value_weight)
+        if value_bias is not None:
+            context = context + kept[..., None].to(context.dtype) * value_bias.view(heads, 1, head_dim)
     return torch.where(is_row, context, context.new_zeros(())).to(query_global.dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,14 @@ def to_accumulation_dtype(states: Tensor) -> Tensor:
     return states.to(accumulation_dtype(states.dtype))
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Products inside are made in the type of their factors, whatever autocast is on around them."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` in their own type, whatever autocast is on around it."""
-    if not torch.amp.is_autocast_available(left.device.type):
-        return left @ right
-    with torch.autocast(left.device.type, enabled=False):
+    """``left @ right`` in their own type."""
+    with without_autocast(left.device):
         return left @ right

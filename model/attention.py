@@ -247,7 +247,7 @@ def _replace_rows(context: Tensor, rows: Tensor, pattern: AttentionPattern) -> T
     assert pattern.global_mask is not None
     index = pattern.global_index[:, None, :, None]
     emptied = context.masked_fill(pattern.global_mask[:, None, :, None], 0.0)
-    return emptied.scatter_add_(2, index.clamp_min(0).expand_as(rows), rows)
+    return emptied.scatter_add(2, index.clamp_min(0).expand_as(rows), rows)
 
 
 def _slice_linear(linear: nn.Linear, heads: list[int], head_dim: int, dim: int) -> nn.Linear:

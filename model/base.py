@@ -199,9 +199,9 @@ class LongformerPreTrainedModel(nn.Module):
         Raises:
             ValueError: ``save_directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, or parameters
                 are sharded (FSDP2).
-            NotImplementedError: one of ``hub_options`` asks for something.
+            TypeError, NotImplementedError: one of ``hub_options`` is none, or asks for something.
         """
-        settings.check_asks_for_nothing(hub_options, "save, and upload with huggingface_hub.upload_folder")
+        settings.check_hub_options(hub_options)
         if not safe_serialization:
             raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")
         if not is_main_process:

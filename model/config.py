@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +31,8 @@ class LongformerConfig:
             configurations give one side: :meth:`from_dict` recognises and doubles them.)
         sep_token_id, pad_token_id, bos_token_id, eos_token_id: ids of special tokens.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: sizes.
-        hidden_act: "gelu", "relu", "silu", "gelu_new" or a function of a tensor.
+        hidden_act: "gelu", "relu", "silu" (also "swish"), "gelu_new" (also "gelu_fast", "gelu_pytorch_tanh"), or a function of a
+            tensor.
         hidden_dropout_prob: dropout of embeddings and dense layers.
         attention_probs_dropout_prob: dropout of attention probabilities; the kernels round it to a multiple of 1/256.
         max_position_embeddings: rows of the position table. Positions begin at pad_token_id + 1, so texts may have
@@ -189,7 +191,7 @@ class LongformerConfig:
         return cls(**{**entries, **overrides})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> LongformerConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **overrides: Any) -> LongformerConfig:
         """Read config.json of a checkpoint directory, or of a name on the hub.
 
         Args:
@@ -203,7 +205,13 @@ class LongformerConfig:
             ValueError, TypeError: a value does not fit, with its name.
         """
         place = {name: overrides.pop(name) for name in PLACE_OPTIONS if name in overrides}
-        path = locate(pretrained_model_name_or_path, weights=False, **place) / CONFIG_NAME
+        folder = locate(pretrained_model_name_or_path, weights=False, **place)
+        return cls.from_json_file(folder / CONFIG_NAME, **overrides)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str], **overrides: Any) -> LongformerConfig:
+        """A configuration from a file of any name; ``overrides`` and what is raised as for :meth:`from_pretrained`."""
+        path = Path(json_file)
         entries = read_json(path)
         model_type = entries.get("model_type", cls.model_type)
         if model_type not in settings.READABLE_TYPES:
@@ -215,35 +223,26 @@ class LongformerConfig:
             settings.check_is_encoder({**entries, **overrides}, path)
         return cls.from_dict(entries, **overrides)
 
-    @classmethod
-    def from_json_file(cls, json_file: str | Path) -> LongformerConfig:
-        """A configuration from a file of any name; raises as :meth:`from_pretrained`."""
-        return cls.from_dict(read_json(Path(json_file)))
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write config.json; an old one is replaced in one step."""
-        self.to_json_file(Path(save_directory) / CONFIG_NAME)
+    def save_pretrained(self, save_directory: str | Path, **hub_options: Any) -> None:
+        """Write config.json; an old one is replaced in one step. ``hub_options`` as for models."""
+        settings.check_hub_options(hub_options)
+        folder = Path(save_directory)
+        text = self.to_json_string()
+        write_together(folder, {CONFIG_NAME: lambda path: path.write_text(text)})
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Write a file of any name; an old one is replaced in one step."""
-        path, text = Path(json_file_path), self.to_json_string()
-        write_together(path.parent, {path.name: lambda path: path.write_text(text)})
+        """Write :meth:`to_json_string` to a file of any name."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set several fields, or none.
+        """Set several fields, given as for a new configuration, or none of them.
 
         Raises:
             ValueError, TypeError: a value does not fit, with its name.
         """
-        before = dict(vars(self))
-        try:
-            for name, value in config_dict.items():
-                setattr(self, name, value)
-            self.validate()
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
+        changed = type(self).from_dict(self.to_dict(), **config_dict)
+        vars(self).clear()
+        vars(self).update(vars(changed))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and kept keys, ``model_type`` included; dtype by its name."""

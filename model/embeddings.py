@@ -63,6 +63,8 @@ class LongformerEmbeddings(nn.Module):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.word_embeddings(input_ids)
+        else:
+            inputs.no_wider("inputs_embeds", inputs_embeds, self.position_embeddings.weight)
         if position_ids is None:
             if input_ids is not None:
                 position_ids = positions_from_padding(input_ids, self.padding_idx)
@@ -73,16 +75,8 @@ class LongformerEmbeddings(nn.Module):
             token_types = self.token_type_embeddings.weight[0]
         else:
             token_types = self.token_type_embeddings(token_type_ids)
-        positions = self.position_embeddings(position_ids)
-        inputs.no_wider("inputs_embeds", inputs_embeds, positions)
-        states = inputs_embeds + positions + token_types
+        states = inputs_embeds + self.position_embeddings(position_ids) + token_types
         return dropped(self.dropout, self.LayerNorm(states))
-
-    @property
-    def sizes(self) -> dict[str, int | None]:
-        """Rows of the tables that can be resized, by fields of the configuration; None where a user's module tells none."""
-        tables = {"vocab_size": self.word_embeddings, "max_position_embeddings": self.position_embeddings}
-        return {name: getattr(table, "num_embeddings", None) for name, table in tables.items()}
 
     @property
     def longest(self) -> int:

@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no JSON ({error}): the file is damaged, get it again.") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): get the permission, or the file again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a JSON object.")
     return content

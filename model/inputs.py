@@ -87,8 +87,8 @@ def same_device(place: torch.device, **others: Tensor | None) -> None:
 
 
 def no_wider(name: str, value: Tensor, table: Tensor) -> None:
-    """Refuse states of a wider dtype than the model's; autocast takes any."""
-    if torch.promote_types(value.dtype, table.dtype) != table.dtype and not torch.is_autocast_enabled(value.device.type):
+    """Refuse states of a wider dtype than the model's: its layer norms take no mixture."""
+    if torch.promote_types(value.dtype, table.dtype) != table.dtype:
         raise TypeError(f"{name}: got dtype {value.dtype}, expected the model's {table.dtype}: cast one of them.")
 
 

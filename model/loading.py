@@ -26,7 +26,10 @@ _log = logging.getLogger(__name__)
 # Arguments of transformers that choose among ways to load or compute of which there is one here.
 _ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "weights_only")
 # Those that ask for what is not here, unless they are None or False.
-_ABSENT = ("state_dict", "variant", "from_tf", "from_flax", "quantization_config")
+_ABSENT = (
+    "from_flax", "from_tf", "gguf_file", "key_mapping", "load_in_4bit", "load_in_8bit", "max_memory", "offload_folder",
+    "offload_state_dict", "proxies", "quantization_config", "resume_download", "state_dict", "tp_plan", "variant",
+)  # fmt: skip
 # Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
 _PREFIXES = ("longformer.", "roberta.")
 # Names in files that were converted from TensorFlow.
@@ -93,7 +96,13 @@ def load(
     for name in _ONE_WAY:
         options.pop(name, None)
     check_asks_for_nothing({name: options.pop(name) for name in _ABSENT if name in options}, "load a directory of weights")
-    folder = locate(name_or_path, **{name: options.pop(name) for name in PLACE_OPTIONS if name in options})
+    place_options = {name: options.pop(name) for name in PLACE_OPTIONS if name in options}
+    folder = locate(name_or_path, **place_options)
+    if isinstance(config, (str, os.PathLike)):
+        if Path(config).is_file():
+            config = LongformerConfig.from_json_file(config)
+        else:
+            config = LongformerConfig.from_pretrained(config, **place_options)
     in_constructor = [name for name in inspect.signature(model_class).parameters if name != "config"]
     arguments = {name: options.pop(name) for name in in_constructor if name in options}
     config = _configuration(folder, config, options)
@@ -166,9 +175,7 @@ def _skeleton(
         return model_class(config, **arguments)
 
 
-def _configuration(
-    folder: Path, config: LongformerConfig | str | os.PathLike[str] | None, overrides: dict[str, Any]
-) -> LongformerConfig:
+def _configuration(folder: Path, config: LongformerConfig | None, overrides: dict[str, Any]) -> LongformerConfig:
     fields = {*inspect.signature(LongformerConfig).parameters, "num_labels"} - {"unknown"}
     unknown = sorted(set(overrides) - fields)
     if unknown:
@@ -176,8 +183,8 @@ def _configuration(
             f"{', '.join(unknown)}: got unexpected arguments, expected fields of LongformerConfig, arguments of the "
             f"constructor, or {', '.join(PLACE_OPTIONS)}."
         )
-    if config is None or isinstance(config, (str, os.PathLike)):
-        return LongformerConfig.from_pretrained(folder if config is None else Path(config), **overrides)
+    if config is None:
+        return LongformerConfig.from_pretrained(folder, **overrides)
     check_config(config)
     # A copy: what becomes of this model must not reach the caller's, or another model's, configuration.
     return LongformerConfig.from_dict(config.to_dict(), **overrides)

@@ -104,7 +104,7 @@ class LongformerModel(LongformerPreTrainedModel):
             ValueError, TypeError: an argument does not fit; a text is longer than the position table.
         """
         config = self.config
-        settings.check_unchanged(config, self._built_in, self.embeddings.sizes)
+        settings.check_unchanged(config, self._built_in)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict

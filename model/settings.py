@@ -29,13 +29,14 @@ OWN_FIELDS = {"absorb_global_projections": "auto", "max_globals": None}
 # num_labels with a new classifier, and num_hidden_layers, which is compared with the layers there are.
 BUILT_IN = (
     "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size", "pad_token_id", "hidden_act",
-    "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "vocab_size", "max_position_embeddings",
+    "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
 )  # fmt: skip
-# What changes some of them together with their modules.
-_RESIZED = {
-    "vocab_size": "call resize_token_embeddings",
-    "max_position_embeddings": "call resize_position_embeddings",
-}
+
+# transformers' options of saving that are not here.
+_OF_SAVING = (
+    "commit_description", "commit_message", "create_pr", "private", "push_to_hub", "repo_id", "save_peft_format", "tags",
+    "token", "variant",
+)  # fmt: skip
 
 # Keys that transformers or AllenAI write into every file and that have no meaning for a Longformer: kept without a word.
 # fmt: off
@@ -187,21 +188,14 @@ def built_in(config: LongformerConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in BUILT_IN}
 
 
-def check_unchanged(config: LongformerConfig, before: Mapping[str, Any], resized: Mapping[str, Any]) -> None:
-    """Refuse a configuration that no longer says what the model is.
-
-    Args:
-        config: of the model.
-        before: its :func:`built_in` when the model was built.
-        resized: sizes that modules have now.
-    """
+def check_unchanged(config: LongformerConfig, before: Mapping[str, Any]) -> None:
+    """Refuse a configuration that no longer says what the model is: ``before`` is its :func:`built_in` when it was built."""
     for name, value in before.items():
         now = getattr(config, name)
-        if now not in (value, resized.get(name, value)):
-            how = _RESIZED.get(name, f"build a model with the new value, as from_pretrained(..., {name}=...) does")
+        if now != value:
             raise ValueError(
-                f"config.{name}: got {now!r} in a model that was built with {value!r}, which its modules keep: {how}, or set "
-                "the old one again."
+                f"config.{name}: got {now!r} in a model that was built with {value!r}, which its modules keep: build a model "
+                f"with the new value, as from_pretrained(..., {name}={now!r}) does, or set the old one again."
             )
 
 
@@ -274,6 +268,20 @@ def check_pruned(pruned: Mapping[int, list[int]], config: LongformerConfig) -> N
                 f"pruned_heads: got heads {heads} of layer {layer}, expected layers below {config.num_hidden_layers}, "
                 f"heads below {config.num_attention_heads}, and one head left at least."
             )
+
+
+def check_hub_options(options: Mapping[str, Any]) -> None:
+    """Accept transformers' options of saving that concern the hub and adapters, where they ask for nothing.
+
+    Raises:
+        TypeError: there is no such option.
+        NotImplementedError: one asks for something.
+    """
+    unknown = [name for name in options if name not in _OF_SAVING]
+    if unknown:
+        raise TypeError(f"{unknown[0]}: got an unexpected argument.")
+    wishes = {name: value for name, value in options.items() if name not in ("token", "save_peft_format")}
+    check_asks_for_nothing(wishes, "save, and upload with huggingface_hub.upload_folder")
 
 
 def check_asks_for_nothing(options: Mapping[str, Any], instead: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def train(
             raise ValueError(f"files: got {path}, which is no file, expected paths of text files in UTF-8.")
     least = _BYTES + len(special_tokens)
     for name, number in (("vocab_size", vocab_size), ("min_frequency", min_frequency)):
-        if isinstance(number, bool) or not isinstance(number, int):
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral):
             raise TypeError(f"{name}: got {number!r}, expected a whole number.")
     if vocab_size < least:
         raise ValueError(

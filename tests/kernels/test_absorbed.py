@@ -149,3 +149,12 @@ def test_nan_at_rows_past_a_count_stays_there(backend):
     got = torch.autograd.grad(out, inputs, given.masked_fill(~is_row, torch.nan))
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_autocast_lowers_nothing(backend):
+    case = CASES["padding_holes"]
+    inputs = [tensor.detach().float() for tensor in make_inputs(case)]
+    expected = absorbed(case, inputs, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(absorbed(case, inputs, backend), expected)

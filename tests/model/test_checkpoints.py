@@ -269,7 +269,8 @@ def test_a_configuration_takes_the_place_of_the_directorys_own(tmp_path):
     loaded = LongformerModel.from_pretrained(tmp_path, config=config, max_globals=5)
     assert (loaded.config.max_globals, config.max_globals) == (5, 3)
     config.save_pretrained(tmp_path / "elsewhere")
-    assert LongformerModel.from_pretrained(tmp_path, config=str(tmp_path / "elsewhere")).config.max_globals == 3
+    for place in (str(tmp_path / "elsewhere"), tmp_path / "elsewhere" / "config.json"):
+        assert LongformerModel.from_pretrained(tmp_path, config=place).config.max_globals == 3
 
 
 def test_arguments_have_transformers_names(transformers, tmp_path):
@@ -277,9 +278,10 @@ def test_arguments_have_transformers_names(transformers, tmp_path):
     for kind in (LongformerModel, transformers.LongformerModel, LongformerConfig, transformers.LongformerConfig):
         assert "pretrained_model_name_or_path" in inspect.signature(kind.from_pretrained).parameters
         assert "save_directory" in inspect.signature(kind.save_pretrained).parameters
-    nothing = {"push_to_hub": False, "variant": None, "token": None}
+    nothing = {"push_to_hub": False, "variant": None, "token": None, "save_peft_format": True}
+    ours("LongformerModel").config.save_pretrained(tmp_path, push_to_hub=False)
     ours("LongformerModel").save_pretrained(save_directory=tmp_path, **nothing)
-    options = {"state_dict": None, "variant": None, "weights_only": True, "from_tf": False, "from_flax": False}
+    options = {"state_dict": None, "variant": None, "weights_only": True, "from_tf": False, "load_in_8bit": False}
     LongformerModel.from_pretrained(pretrained_model_name_or_path=tmp_path, **options)
     with pytest.raises(NotImplementedError, match=r"^push_to_hub: got True, .*upload_folder"):
         ours("LongformerModel").save_pretrained(tmp_path, push_to_hub=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longformer_triton import LongformerConfig
+from longformer_triton.model import CheckpointError
 
 
 def test_files_of_any_name_hold_a_configuration(tmp_path):
@@ -25,10 +26,24 @@ def test_several_fields_are_set_together_or_not_at_all():
     config = LongformerConfig()
     config.update({"hidden_size": 24, "num_attention_heads": 2, "note": "kept"})
     assert (config.hidden_size, config.num_attention_heads, config.note) == (24, 2, "kept")
+    config.update({"id2label": {"0": "neg", "1": "pos"}, "dtype": "bfloat16", "pruned_heads": {"0": [1]}})
+    assert (config.id2label, config.label2id) == ({0: "neg", 1: "pos"}, {"neg": 0, "pos": 1})
+    assert (config.dtype, config.pruned_heads) == (torch.bfloat16, {0: [1]})
     before = config.to_dict()
     with pytest.raises(ValueError, match="hidden_size: got 25 with 2 attention heads"):
         config.update({"vocab_size": 77, "hidden_size": 25, "other": 1})
     assert config.to_dict() == before
+
+
+def test_files_of_other_models_are_refused_and_folders_left_alone(tmp_path):
+    (tmp_path / "bert.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="got model_type 'bert', expected one of longformer"):
+        LongformerConfig.from_json_file(tmp_path / "bert.json")
+    with pytest.raises(IsADirectoryError):
+        LongformerConfig().to_json_file(tmp_path)
+    with pytest.raises(TypeError, match="push_to_hubb: got an unexpected argument"):
+        LongformerConfig().save_pretrained(tmp_path, push_to_hubb=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert.json"]
 
 
 def test_the_dtype_has_an_older_name():

@@ -57,6 +57,13 @@ def test_output_and_gradients_are_those_of_the_modules(activation, shape, short_
         torch.testing.assert_close(module._feed_forward(states), expected[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_activations_are_transformers_of_the_same_name(activation):
+    activations = pytest.importorskip("transformers.activations", reason="transformers is not installed")
+    states = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    torch.testing.assert_close(ACTIVATIONS[activation](states), activations.ACT2FN[activation](states), rtol=1e-8, atol=1e-8)
+
+
 def test_a_batch_of_none_gives_none_and_gradients_of_zeros():
     module = layer()
     parameters = [*module.intermediate.parameters(), *module.output.dense.parameters()]

@@ -6,7 +6,7 @@ import pickle
 import shutil
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from longformer_triton.tokenization import (
     LongformerTokenizer,
@@ -166,6 +166,22 @@ def test_sides_are_those_of_the_file_where_the_configuration_has_none(stored, sm
     )
     assert (ours.padding_side, ours.truncation_side) == (theirs.padding_side, theirs.truncation_side)
     assert ours.truncation_side == "left"
+
+
+def test_the_template_is_made_whatever_its_arguments_are_called(small, monkeypatch, tmp_path):
+    """tokenizers 0.23 has renamed one."""
+    theirs = processors.RobertaProcessing
+
+    def renamed(sep, cls_token, trim_offsets=True, add_prefix_space=True):
+        return theirs(sep, cls_token, trim_offsets=trim_offsets, add_prefix_space=add_prefix_space)
+
+    LongformerTokenizer.from_pretrained(small).save_pretrained(tmp_path, legacy_format=False)
+    expected = [LongformerTokenizer.from_pretrained(folder)(" fox")["input_ids"] for folder in (small, tmp_path)]
+    monkeypatch.setattr(processors, "RobertaProcessing", renamed)
+    assert [LongformerTokenizer.from_pretrained(folder)(" fox")["input_ids"] for folder in (small, tmp_path)] == expected
+    for folder in (small, tmp_path):
+        spaced = LongformerTokenizer.from_pretrained(folder, add_prefix_space=True, trim_offsets=False)
+        assert spaced("fox")["input_ids"] == expected[0]
 
 
 def test_copies_are_tokenizers_of_their_own(tokenizer):
