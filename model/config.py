@@ -31,8 +31,8 @@ class LongformerConfig:
             configurations give one side: :meth:`from_dict` recognises and doubles them.)
         sep_token_id, pad_token_id, bos_token_id, eos_token_id: ids of special tokens.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: sizes.
-        hidden_act: "gelu", "relu", "silu" (also "swish"), "gelu_new" (also "gelu_fast", "gelu_pytorch_tanh"), or a function of a
-            tensor.
+        hidden_act: "gelu", "relu", "silu" (also "swish"), "gelu_new" (also "gelu_fast", "gelu_pytorch_tanh"), or a function of
+            a tensor.
         hidden_dropout_prob: dropout of embeddings and dense layers.
         attention_probs_dropout_prob: dropout of attention probabilities; the kernels round it to a multiple of 1/256.
         max_position_embeddings: rows of the position table. Positions begin at pad_token_id + 1, so texts may have
