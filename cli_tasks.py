@@ -148,10 +148,11 @@ def answer(
         raise typer.BadParameter(message, param_hint="--question")
 
     def prepare(value: Any) -> Any:
-        fields = {"context": value} if isinstance(value, str) and question is not None else value
-        if not isinstance(fields, dict):
+        if isinstance(value, str) and question is not None:
+            return {"question": question, "context": value}
+        if not isinstance(value, dict):
             return value
-        given = without_nulls(fields)
+        given = without_nulls(value)
         if "context" not in given and "text" in given:
             given["context"] = given["text"]
         return given if question is None else {"question": question, **given}
