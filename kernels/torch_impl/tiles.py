@@ -8,7 +8,8 @@ where f is the dropout factor (1 without dropout). Backward, with delta = <dout,
 
     dv_j = f_j p_j dout    ds_j = p_j (f_j (<dout, v_j> + dkept) - delta)    dq = scale sum_j ds_j k_j    dk_j = scale ds_j q
 
-(FlashAttention-2, arXiv 2307.08691, section 3). Exponentials are taken in base 2, which is the faster function on CPUs too.
+(FlashAttention-2, arXiv 2307.08691, section 3), where p is divided by its sum, which is 1 but for rounding. Exponentials are
+taken in base 2, which is the faster function on CPUs too.
 """
 
 from __future__ import annotations
@@ -104,6 +105,32 @@ def forward_tile(
     return out, lse, kept
 
 
+def join_keys(out: Tensor, lse: Tensor, query: Tensor, keys: KeySet, scale: float, workspace: Workspace) -> None:
+    """Let more keys take part in a softmax that has been computed over others.
+
+    Args:
+        out: [heads, queries, value_dim], overwritten.
+        lse: [heads, queries], natural log, overwritten.
+        query: [heads, queries, head_dim], in the accumulation type.
+        keys: the new keys; dropout is not for them.
+        scale: factor on the scores.
+        workspace: scratch tensors to reuse.
+    """
+    heads, rows, _ = query.shape
+    # Of the new keys, and of all the old ones together: log-sum-exp, then shares of the softmax.
+    new = _scores_log2(query, keys, scale, workspace.take("scores", query, heads, rows, keys.key.shape[1]))
+    old = lse.unsqueeze(-1) * LOG2E
+    row_max = torch.maximum(old, new.amax(-1, keepdim=True))
+    old.sub_(row_max).exp2_()
+    new.sub_(row_max).exp2_()
+    row_sum = old + new.sum(-1, keepdim=True)
+    joined = out.to(query.dtype)
+    joined.mul_(old.div_(row_sum)).baddbmm_(new.div_(row_sum), keys.value)
+    if joined is not out:
+        out.copy_(joined)
+    lse.copy_(row_max.add_(row_sum.log2_()).mul_(1 / LOG2E).squeeze(-1))
+
+
 def backward_tile(
     query: Tensor,
     grad_out: Tensor,
@@ -136,10 +163,19 @@ def backward_tile(
     grad_query = None
     grads: list[tuple[Tensor | None, Tensor | None]] = []
     heads, rows, head_dim = query.shape
-    for number, keys in enumerate(key_sets):
-        # Scores and all that follows from them: [heads, queries, keys]
-        shape = (heads, rows, keys.key.shape[1])
-        probability = _scores_log2(query, keys, scale, workspace.take("probability", query, *shape)).sub_(lse_log2).exp2_()
+    probabilities = [
+        _scores_log2(query, keys, scale, workspace.take(f"probability {number}", query, heads, rows, keys.key.shape[1]))
+        .sub_(lse_log2)
+        .exp2_()
+        for number, keys in enumerate(key_sets)
+    ]
+    # Divided by their sum, probabilities keep errors of lse, whose scores were sums in another order, out of gradients. Rather
+    # than they, what they are multiplied by is divided, which is less. Silenced rows have no probabilities.
+    row_sum = _row_sums(probabilities).clamp_(min=0.5)
+    grad_out, delta = grad_out / row_sum, delta.unsqueeze(-1) / row_sum
+    grad_kept = None if grad_kept is None else grad_kept.unsqueeze(-1) / row_sum
+    for number, (keys, probability) in enumerate(zip(key_sets, probabilities, strict=True)):
+        shape = probability.shape
         grad_key = grad_value = None
         if needs.value:
             weight = probability
@@ -151,10 +187,10 @@ def backward_tile(
             # [heads, queries, keys], turned step by step from dP into dS
             grad_score = torch.bmm(grad_out, keys.value.transpose(1, 2), out=workspace.take("grad_score", query, *shape))
             if grad_kept is not None:
-                grad_score.add_(grad_kept.unsqueeze(-1))
+                grad_score.add_(grad_kept)
             if keys.factor is not None:
                 grad_score.mul_(keys.factor)
-            grad_score.sub_(delta.unsqueeze(-1)).mul_(probability)
+            grad_score.sub_(delta).mul_(probability)
             if needs.query:
                 if grad_query is None:
                     grad_query = torch.bmm(grad_score, keys.key, out=workspace.take("grad_query", query, *query.shape))

@@ -1,6 +1,7 @@
 """The PyTorch backend against the reference: every option, every length, every precision."""
 
 import dataclasses
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -16,8 +17,9 @@ from attention_cases import (
     random_cases,
 )
 
-from longformer_triton.kernels import AttentionPattern, blockwise, sliding_window_attention
-from longformer_triton.kernels.torch_impl import fused_dense, global_rows
+from longformer_triton.kernels import AttentionPattern, sliding_window_attention
+from longformer_triton.kernels.torch_impl import fused_dense, fused_window, global_rows, strands, tiles
+from longformer_triton.kernels.workspace import Workspace
 
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [torch.float32, *HALVES]
@@ -30,8 +32,17 @@ def _poisoned():
 
 
 def check_against_reference(case: Case) -> None:
+    """By the fused kernel where it serves, and by blocks, as on every device that is no CPU."""
     inputs = case.inputs()
-    assert_same(case.results(inputs, "torch"), case.results(inputs, "reference"))
+    expected = case.results(inputs, "reference")
+    assert_same(case.results(inputs, "torch"), expected)
+    with by_blocks():
+        assert_same(case.results(inputs, "torch"), expected)
+
+
+def by_blocks():
+    """What the fused kernel would compute of windows goes through blocks of queries instead."""
+    return mock.patch.object(fused_window, "applies", return_value=False)
 
 
 @hypothesis.given(random_cases())
@@ -64,7 +75,7 @@ def test_lengths_around_the_window(window, dilation, heads_of):
         )
 
 
-@pytest.mark.parametrize("seq_len", [95, 96, 97, 191, 192, 193, 289], ids="length_{}".format)
+@pytest.mark.parametrize("seq_len", [31, 32, 33, 63, 64, 65, 95, 96, 97, 128, 191, 192, 193, 289], ids="length_{}".format)
 def test_lengths_around_the_blocks(seq_len):
     for window in (7, (96, 0), (0, 97)):
         check_against_reference(Case(1, 2, 2, seq_len, 3, window, globals_="some", padding="holes"))
@@ -101,7 +112,9 @@ def test_errors_are_those_of_the_same_precision(case, dtype):
     inputs = case.inputs(dtype)
     exact = case.results([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
     same, got = naive_results(case, inputs), case.results(inputs, "torch")
-    for name, value in got.items():
+    with by_blocks():
+        blocks = case.results(inputs, "torch")
+    for name, value in [*got.items(), *blocks.items()]:
         assert value.dtype == (torch.float32 if name == "lse" else dtype)
         assert_close_to_float64(value, same[name], exact[name], name)
 
@@ -199,8 +212,44 @@ def test_scores_below_all_numbers_of_float16(window):
 def test_block_size_changes_nothing(rows, monkeypatch):
     case = OPTION_CASES["everything"]
     expected = case.results(case.inputs(), "torch")
-    monkeypatch.setattr(blockwise, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(strands, "_BLOCK_ROWS", rows)
+    with by_blocks():
+        assert_same(case.results(case.inputs(), "torch"), expected)
+
+
+@pytest.mark.parametrize("numbers", [1, 500, 1 << 30], ids="calls_of_{}".format)
+@pytest.mark.parametrize("chunk", [1, 5, 32], ids="chunks_of_{}".format)
+@each({name: OPTION_CASES[name] for name in ("plain", "causal", "everything")})
+def test_chunks_and_calls_of_the_fused_kernel_change_nothing(case, chunk, numbers, monkeypatch):
+    case = dataclasses.replace(case, seq_len=150)
+    with by_blocks():
+        expected = case.results(case.inputs(), "torch")
+    monkeypatch.setattr(fused_window, "_CHUNK", chunk)
+    monkeypatch.setattr(fused_window, "_NUMBERS", numbers)
     assert_same(case.results(case.inputs(), "torch"), expected)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1], ids="dropout_{}".format)
+def test_the_fused_kernel_serves_windows_without_dropout(dropout_p, monkeypatch):
+    count = _Count(fused_window.forward)
+    monkeypatch.setattr(fused_window, "forward", count)
+    states = Case(batch=1).inputs()[:3]
+    sliding_window_attention(*states, window=3, dropout_p=dropout_p, backend="torch")
+    assert count.calls == (0 if dropout_p else 1)
+
+
+@pytest.mark.parametrize("error", [-0.3, 0.01], ids="error_of_{}".format)
+def test_an_error_of_lse_is_none_of_the_gradients(error):
+    """Each block meets all keys of its rows, so that it can tell what their probabilities sum to."""
+    query, grad_out, *sets = (torch.randn(2, tokens, 4, dtype=torch.float64) for tokens in (6, 6, 9, 9, 2, 2))
+    keys = [tiles.KeySet(sets[0], sets[1], None, torch.rand(2, 6, 9).double()), tiles.KeySet(sets[2], sets[3], None, None)]
+    lse = torch.cat([query @ part.key.mT for part in keys], -1).logsumexp(-1)
+    delta, grad_kept = torch.randn(2, 2, 6, dtype=torch.float64)
+    expected, got = (
+        tiles.backward_tile(query, grad_out, given, delta, keys, 1.0, tiles.Needs(True, True, True), Workspace(), grad_kept)
+        for given in (lse, lse + error)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("scores", [1, 100, 777])
@@ -216,7 +265,7 @@ def test_blocks_of_global_rows_change_nothing(scores, monkeypatch):
 @pytest.mark.parametrize("edge", ["first", "last"])
 def test_global_keys_where_a_block_begins_or_ends_to_hold_them(edge, shift, is_causal):
     """One key more or less decides whether all windows of a block hold the global token, which then needs no column."""
-    rows, left, right = blockwise._BLOCK_ROWS, 120, 0 if is_causal else 110
+    rows, left, right = strands._BLOCK_ROWS, 120, 0 if is_causal else 110
     seq_len = 3 * rows
     position = (2 * rows - 1 - left if edge == "first" else rows + right) + shift
     marks = torch.zeros(1, seq_len)

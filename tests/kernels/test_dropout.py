@@ -12,9 +12,9 @@ import torch
 from attention_cases import OPTION_CASES, Case, assert_same, each
 from hypothesis import strategies as st
 
-from longformer_triton.kernels import blockwise, sliding_window_attention
+from longformer_triton.kernels import sliding_window_attention
 from longformer_triton.kernels.dropout import Dropout, philox
-from longformer_triton.kernels.torch_impl import global_rows
+from longformer_triton.kernels.torch_impl import global_rows, strands
 
 WORD = 0xFFFFFFFF
 # Random123's published known answers for philox4x32-7: (counter, key, result).
@@ -220,7 +220,7 @@ def test_mask_of_attention_is_the_defined_one(backend):
 def test_block_sizes_change_no_bit_of_the_mask(monkeypatch):
     case = SHARED["everything"]
     expected = case.results(case.inputs(), "torch")
-    monkeypatch.setattr(blockwise, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(strands, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(global_rows, "_SCORES", 50)
     assert_same(case.results(case.inputs(), "torch"), expected)
 
@@ -265,7 +265,7 @@ def test_factors_of_global_keys_do_not_depend_on_how_many_are_computed_at_once(f
     marks = torch.zeros(1, 500)
     marks[0, [3, 250]] = 1
     options = {"window": 5, "global_mask": marks, "dropout_p": 0.5, "dropout_seed": torch.tensor(7)}
-    monkeypatch.setattr(blockwise, "_FACTORS", factors)
+    monkeypatch.setattr(strands, "_FACTORS", factors)
     out = sliding_window_attention(query, key, value, **options, backend="torch")
     grads = torch.autograd.grad(out.square().sum(), (query, key, value))
     expected = sliding_window_attention(query, key, value, **options, backend="reference")

@@ -11,8 +11,7 @@ from model_cases import MODELS, TINY, ours
 import longformer_triton
 from longformer_triton import LongformerConfig, estimate_memory
 from longformer_triton.bench.measure import peak_extra_bytes
-from longformer_triton.kernels import blockwise
-from longformer_triton.kernels.torch_impl import global_rows
+from longformer_triton.kernels.torch_impl import global_rows, strands
 from longformer_triton.kernels.triton_impl import absorbed_rows
 from longformer_triton.model import linear, memory_terms
 from longformer_triton.model.memory import longest_text
@@ -195,7 +194,7 @@ def test_parameters_are_counted(name, layers, labels, tied, types, pruned):
 
 
 def test_the_constants_are_those_of_the_backends():
-    assert (memory_terms._BLOCK_ROWS, memory_terms._FACTORS) == (blockwise._BLOCK_ROWS, blockwise._FACTORS)
+    assert (memory_terms._BLOCK_ROWS, memory_terms._FACTORS) == (strands._BLOCK_ROWS, strands._FACTORS)
     assert {"cpu": global_rows._SCORES, "cuda": absorbed_rows._SCORES} == memory_terms._MOST_ROW_SCORES
 
 
