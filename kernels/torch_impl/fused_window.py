@@ -44,7 +44,7 @@ def forward(blocks: Blocks, scale: float, out: Tensor, lse: Tensor) -> None:
     for start in range(0, out.shape[1], step):
         rows = slice(start, min(start + step, out.shape[1]))
         if not blocks.globals_are_inside(rows):
-            query = blocks.rows_of(blocks.query, rows)
+            query = blocks.query[:, rows].to(blocks.dtype)
             join_keys(out[:, rows], lse[:, rows], query, blocks.global_keys(rows), scale, blocks.workspace)
 
 
