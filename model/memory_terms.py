@@ -37,13 +37,14 @@ _BLOCK_SCORES = {"forward": 2.5, "backward": 4.0}
 _BLOCK_DROPOUT = {"forward": 2.75, "backward": 3.5}
 # Dropout's factors of global keys are made for so many scores at once, of 64-bit random words.
 _FACTORS, _FACTOR_BYTES = 1 << 20, 64
+# What PyTorch's fused attention does without dropout: numbers at a time, queries a chunk, and queries at a time where the text
+# begins and ends (torch_impl/fused_window.py).
+_FUSED_NUMBERS, _FUSED_CHUNK, _FUSED_END = 1 << 20, 32, 192
 # Numbers for each score of the rows of global tokens, in both backends, and the most scores that they hold: of a sample, or of
 # the batch (torch_impl/global_rows.py, triton_impl/absorbed_rows.py).
 _ROW_SCORES = {"cpu": {"forward": 1, "backward": 2}, "cuda": {"forward": 3, "backward": 6}}
 _ROW_DROPOUT = {"forward": 1.5, "backward": 2}
 _MOST_ROW_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
-
-
 # Bytes of an entry of dropout's mask (model/residual.py; PyTorch's own on GPUs).
 _MASK_ITEM = 1
 
@@ -307,15 +308,35 @@ def _window_workspace(layer: Layer, direction: str) -> Terms:
         if direction == "backward":
             # delta and lse_log2 of every row (kernels/triton_impl/launch.py)
             terms["sums of attention"] = layer.states(2 * layer.heads, layer.place.sum_item)
-    elif layer.is_dense:
+    elif layer.is_dense and direction == "forward":
         # PyTorch's fused operator allocates its own results, which are then copied.
-        terms["results of fused attention"] = layer.states((1 if direction == "forward" else 3) * layer.width)
+        terms["results of fused attention"] = layer.states(layer.width)
+    elif layer.is_dense:
+        # In float32 at least; where that is wider, with query, key, value, the output and its gradient
+        states = 8 if layer.place.is_widened else 3
+        terms["results of fused attention"] = layer.states(states * layer.width, layer.place.sum_item)
+    elif direction == "forward" and not layer.attention_dropout:
+        terms["calls of fused attention"] = _fused_window(layer)
     else:
         terms["blocks of attention"] = _window_blocks(layer, direction)
         if layer.place.is_widened:
             # Keys and values, and backward the sums of three gradients
             terms["a sample in float32"] = layer.sample((2 if direction == "forward" else 5) * layer.width)
     return terms
+
+
+def _fused_window(layer: Layer) -> int:
+    """Bytes that PyTorch's fused attention needs for a part of a window, or the global keys that join it afterwards."""
+    tokens, item, sum_item, width = layer.seq_len, layer.place.item, layer.place.sum_item, layer.width
+    side, stretch = min(layer.window // 2, tokens), max(1, _FUSED_NUMBERS // width)
+    rows = min(tokens, max(_FUSED_CHUNK, min(_FUSED_END, _FUSED_NUMBERS // min(tokens, 2 * side + 1))))
+    keys = min(tokens, 2 * side + (_FUSED_CHUNK if tokens > 2 * side else rows))
+    mask, of_end = rows * (2 * side + rows) * sum_item, rows * (width * item + keys * sum_item)
+    call = max(of_end, min(max(0, tokens - 2 * side), stretch) * width * item)
+    if layer.num_globals and layer.place.is_widened:
+        # Queries and outputs in float32, and sums
+        call = max(call, min(tokens, stretch) * (2 * width + 4 * layer.heads) * sum_item)
+    return mask + call
 
 
 def _projected_rows_workspace(layer: Layer, direction: str) -> Terms:

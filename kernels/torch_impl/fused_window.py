@@ -16,12 +16,14 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.kernels.pattern import in_band, key_range
-from longformer_triton.kernels.torch_impl.fused_dense import readable
+from longformer_triton.kernels.torch_impl.fused_dense import forward_dtype, readable
 from longformer_triton.kernels.torch_impl.strands import Blocks
-from longformer_triton.kernels.torch_impl.tiles import bias_from, join_keys
+from longformer_triton.kernels.torch_impl.tiles import FLOOR, bias_from, join_keys
 
 # Queries a chunk: what the kernel takes at once where queries are few. More would meet more keys outside of their windows.
 _CHUNK = 32
+# Queries a call at the ends, where the kernel takes 64 at once: more would meet more keys outside of their windows.
+_END_ROWS = 192
 # Numbers of a call's output, and of its mask: what a call adds to memory.
 _NUMBERS = 1 << 20
 
@@ -52,49 +54,56 @@ class _Window:
     """A strand as the fused kernel reads it."""
 
     def __init__(self, blocks: Blocks, scale: float) -> None:
-        self.query = readable(blocks.query)
-        self.key, self.value = (readable(states, blocks.hole) for states in (blocks.own_key, blocks.own_value))
-        self.band, self.scale, self.dtype = blocks.pattern.band, scale, blocks.dtype
+        # [heads, length, head_dim]
+        dtype = forward_dtype(blocks.query.dtype)
+        query, key, value = (states.to(dtype) for states in (blocks.query, blocks.own_key, blocks.own_value))
+        self.query, self.key, self.value = readable(query), readable(key, blocks.hole), readable(value, blocks.hole)
+        self.length, self.scale = self.query.shape[1], scale
+        self.left, self.right = (min(side, self.length) for side in blocks.pattern.band)
+        self.end_rows = max(_CHUNK, min(_END_ROWS, _NUMBERS // min(self.length, self.left + self.right + 1)))
+        self.mask = self._mask(min(self.end_rows, self.length), blocks.dtype)
+        # [length], FLOOR at masked keys
         self.hidden = None if blocks.hole is None else bias_from(~blocks.hole, blocks.dtype)
+
+    def _mask(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """[rows, keys]: 0 in the windows of neighbouring queries, FLOOR elsewhere, from the first one's leftmost key on."""
+        # By the distance from query to key, least where the last query meets the first key
+        distance = torch.arange(1 - rows - self.left, rows + self.right)
+        visible = in_band(distance.new_zeros(()), distance, self.left, self.right, 1)
+        line = torch.zeros(distance.shape, dtype=dtype).masked_fill_(~visible, FLOOR)
+        return line.unfold(0, self.left + self.right + rows, 1).flip(0)
 
     def calls(self) -> Iterator[tuple[slice, int]]:
         """(queries, queries a chunk) of each call."""
-        left, right = self.band
-        heads, length, head_dim = self.query.shape
         # Whole chunks whose keys are all there
-        inner = slice(ceil_div(left, _CHUNK) * _CHUNK, (length - right) // _CHUNK * _CHUNK)
+        inner = slice(ceil_div(self.left, _CHUNK) * _CHUNK, (self.length - self.right) // _CHUNK * _CHUNK)
         if inner.stop <= inner.start:
-            inner = slice(length, length)
-        width = heads * head_dim if self.hidden is None else max(heads * head_dim, _CHUNK + left + right)
+            inner = slice(self.length, self.length)
+        width = self.query.shape[0] * self.query.shape[2]
+        if self.hidden is not None:
+            width = max(width, _CHUNK + self.left + self.right)
         stretch = max(1, _NUMBERS // width // _CHUNK) * _CHUNK
         for start in range(inner.start, inner.stop, stretch):
             yield slice(start, min(start + stretch, inner.stop)), _CHUNK
-        for edge in (slice(0, inner.start), slice(inner.stop, length)):
-            most_keys = min(length, left + right + edge.stop - edge.start)
-            step = max(_CHUNK, _NUMBERS // max(1, most_keys))
-            for start in range(edge.start, edge.stop, step):
-                stop = min(start + step, edge.stop)
+        for end in (slice(0, inner.start), slice(inner.stop, self.length)):
+            for start in range(end.start, end.stop, self.end_rows):
+                stop = min(start + self.end_rows, end.stop)
                 yield slice(start, stop), stop - start
 
     def attend(self, rows: slice, chunk: int, out: Tensor, lse: Tensor) -> None:
         """Fill the rows of out and lse."""
         count = (rows.stop - rows.start) // chunk
-        first, end = key_range(rows.start, rows.stop, *self.band, self.key.shape[1])
+        first, end = key_range(rows.start, rows.stop, self.left, self.right, self.length)
         keys = end - first - (count - 1) * chunk
         # [heads, chunks, tokens, head_dim]
         query = self.query[:, rows].unfold(1, chunk, chunk).transpose(2, 3)
         key, value = (states[:, first:end].unfold(1, keys, chunk).transpose(2, 3) for states in (self.key, self.value))
-        # By the distance from query to key, least where the last query meets the first key
-        distance = torch.arange(first - rows.start - chunk + 1, first - rows.start + keys)
-        bias = bias_from(in_band(distance.new_zeros(()), distance, *self.band, 1), self.dtype)
-        if bias is not None:
-            bias = bias.unfold(0, keys, 1).flip(0)
+        # [1 or chunks, chunk, keys]
+        mask = self.mask[None, :chunk].narrow(2, self.left + first - rows.start, keys)
         if self.hidden is not None:
-            hidden = self.hidden[first:end].unfold(0, keys, chunk)[:, None]
-            bias = torch.minimum(hidden, torch.zeros(chunk, keys, dtype=self.dtype) if bias is None else bias)
-        mask = None if bias is None else bias.view(1, -1, chunk, keys)
+            mask = torch.minimum(mask, self.hidden[first:end].unfold(0, keys, chunk)[:, None])
         tile_out, tile_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask, scale=self.scale
+            query, key, value, 0.0, False, attn_mask=mask[None], scale=self.scale
         )
         out[:, rows].unflatten(1, (count, chunk)).copy_(tile_out)
         lse[:, rows].unflatten(1, (count, chunk)).copy_(tile_lse)

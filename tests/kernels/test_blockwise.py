@@ -135,6 +135,16 @@ def test_half_precision_keeps_lse_in_float32():
         assert case.run(case.inputs(dtype), "torch")[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("window", [4, 60], ids=["window", "window_covers_all"])
+def test_half_precision_without_mkl_is_computed_in_float32(window, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    case = dataclasses.replace(OPTION_CASES["padding_holes"], window=window)
+    inputs = case.inputs(dtype)
+    for got, expected in zip(case.run(inputs, "torch"), case.run([states.float() for states in inputs], "torch"), strict=True):
+        assert torch.equal(got, expected.to(got.dtype))
+
+
 class _Count:
     """Calls through to a function, and counts."""
 
@@ -226,6 +236,7 @@ def test_chunks_and_calls_of_the_fused_kernel_change_nothing(case, chunk, number
         expected = case.results(case.inputs(), "torch")
     monkeypatch.setattr(fused_window, "_CHUNK", chunk)
     monkeypatch.setattr(fused_window, "_NUMBERS", numbers)
+    monkeypatch.setattr(fused_window, "_END_ROWS", 3 * chunk)
     assert_same(case.results(case.inputs(), "torch"), expected)
 
 

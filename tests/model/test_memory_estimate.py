@@ -11,7 +11,7 @@ from model_cases import MODELS, TINY, ours
 import longformer_triton
 from longformer_triton import LongformerConfig, estimate_memory
 from longformer_triton.bench.measure import peak_extra_bytes
-from longformer_triton.kernels.torch_impl import global_rows, strands
+from longformer_triton.kernels.torch_impl import fused_window, global_rows, strands
 from longformer_triton.kernels.triton_impl import absorbed_rows
 from longformer_triton.model import linear, memory_terms
 from longformer_triton.model.memory import longest_text
@@ -57,6 +57,7 @@ def sizes(hidden, layers, heads, intermediate, window, **others):
 
 WIDE, DEEP, SHORT = sizes(256, 1, 4, 1024, 64), sizes(128, 4, 2, 256, 32), sizes(256, 3, 4, 1024, 512)
 NARROW = sizes(128, 1, 8, 64, 512, max_position_embeddings=1600)
+NARROW_WINDOW = sizes(128, 1, 8, 64, 64)
 MIXED = sizes(128, 3, 4, 512, [32, 128, 64])
 WORDS = sizes(64, 2, 4, 256, 64, vocab_size=6000)
 TABLE = sizes(256, 1, 4, 1024, 64, vocab_size=20000)
@@ -80,6 +81,11 @@ CASES = [
     Case("short_runs_dense", SHORT, 4, 150, training=False),
     Case("short_trains_dense", {**SHORT, **STILL}, 4, 150),
     Case("narrow_trains_dense", {**NARROW, **STILL}, 4, 150, optimizer=None),
+    Case("narrow_trains_dense_bfloat16", {**NARROW, **STILL}, 4, 150, BF16, optimizer=None),
+    Case("narrow_runs", NARROW, 1, 1500, training=False),
+    Case("narrow_runs_bfloat16", NARROW_WINDOW, 1, 3000, BF16, training=False),
+    Case("narrow_runs_without_globals", NARROW_WINDOW, 1, 3000, training=False, num_globals=0),
+    Case("narrow_runs_bfloat16_without_globals", NARROW_WINDOW, 1, 3000, BF16, training=False, num_globals=0),
     Case("mixed_windows", MIXED, 2, 900, checkpointing=True),
     Case("mixed_no_dropout", {**MIXED, **STILL}, 1, 1500),
     Case("mixed_no_globals", MIXED, 1, 1500, num_globals=0),
@@ -195,6 +201,8 @@ def test_parameters_are_counted(name, layers, labels, tied, types, pruned):
 
 def test_the_constants_are_those_of_the_backends():
     assert (memory_terms._BLOCK_ROWS, memory_terms._FACTORS) == (strands._BLOCK_ROWS, strands._FACTORS)
+    fused = (fused_window._NUMBERS, fused_window._CHUNK, fused_window._END_ROWS)
+    assert fused == (memory_terms._FUSED_NUMBERS, memory_terms._FUSED_CHUNK, memory_terms._FUSED_END)
     assert {"cpu": global_rows._SCORES, "cuda": absorbed_rows._SCORES} == memory_terms._MOST_ROW_SCORES
 
 
