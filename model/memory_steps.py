@@ -56,10 +56,9 @@ def _passing(layer: Layer, number: int, saved: Terms) -> Iterator[Moment]:
     held = Terms({"hidden states": states if saved else states * min(number + 1, 2)})
     inside = held + terms.saved_by_attention(layer)
     for part, workspace in terms.attention_workspaces(layer, FORWARD).items():
+        if part == "global rows" and layer.is_absorbed:
+            del inside["query, key, value"]  # freed before
         yield Moment(FORWARD, f"layer {number + 1}, {part}", 0, saved, inside + workspace)
-        # Absorbed rows do without them.
-        if layer.is_absorbed:
-            del inside["query, key, value"]
     if layer.num_globals and layer.is_absorbed:
         # Two, since nothing is written in place
         copies = Terms({"attention with global rows": layer.states(2 * layer.width)})

@@ -30,8 +30,8 @@ ARCHITECTURES = (
     "LongformerForQuestionAnswering",
 )
 # The PyTorch backend works on this many queries at a time, and holds several numbers for each of their scores: the score, what
-# stands beside it for a moment, and with dropout its random words (torch_impl/strands.py, tiles.py, dropout.py). How
-# many was measured, and depends little on sizes.
+# stands beside it for a moment, and with dropout its random words (torch_impl/strands.py, tiles.py, dropout.py). How many was
+# measured, and depends little on sizes.
 _BLOCK_ROWS = 96
 _BLOCK_SCORES = {"forward": 2.5, "backward": 4.0}
 _BLOCK_DROPOUT = {"forward": 2.75, "backward": 3.5}

@@ -12,7 +12,7 @@ from torch import Tensor
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype, to_accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import blank
-from longformer_triton.kernels.torch_impl.tiles import FLOOR, Needs
+from longformer_triton.kernels.torch_impl.tiles import Needs, floor_where
 
 
 def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
@@ -33,8 +33,7 @@ def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tenso
     if pattern.key_mask is None:
         return None, None
     hole = ~pattern.key_mask[:, None]
-    bias = torch.zeros(hole.shape, dtype=accumulation_dtype(dtype)).masked_fill_(hole, FLOOR)
-    return hole, bias[:, None]
+    return hole, floor_where(hole, accumulation_dtype(dtype))[:, None]
 
 
 def forward_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -85,7 +84,7 @@ def backward(
 ) -> None:
     """Fill ``grads`` of query, key, value where needed; rows with a huge ``lse`` give nothing.
 
-    In float32 at least, since MKL does not multiply for this kernel in half precision (see :func:`forward_dtype`).
+    In float32 at least: in half precision MKL makes two of this kernel's five products (see :func:`forward_dtype`).
     """
     if query.numel() == 0:
         return

@@ -18,11 +18,11 @@ from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.kernels.pattern import in_band, key_range
 from longformer_triton.kernels.torch_impl.fused_dense import forward_dtype, readable
 from longformer_triton.kernels.torch_impl.strands import Blocks
-from longformer_triton.kernels.torch_impl.tiles import FLOOR, bias_from, join_keys
+from longformer_triton.kernels.torch_impl.tiles import bias_from, floor_where, join_keys
 
 # Queries a chunk: what the kernel takes at once where queries are few. More would meet more keys outside of their windows.
 _CHUNK = 32
-# Queries a call at the ends, where the kernel takes 64 at once: more would meet more keys outside of their windows.
+# Queries a call at the ends, of which the kernel takes 64 at once; more would, for the same reason, be slower.
 _END_ROWS = 192
 # Numbers of a call's output, and of its mask: what a call adds to memory.
 _NUMBERS = 1 << 20
@@ -35,8 +35,6 @@ def applies(query: Tensor, dropout: Dropout | None) -> bool:
 
 def forward(blocks: Blocks, scale: float, out: Tensor, lse: Tensor) -> None:
     """Fill a strand's out [heads, length, head_dim] and lse [heads, length]; rows that see no key get finite nonsense."""
-    if out.numel() == 0:
-        return
     window = _Window(blocks, scale)
     for rows, chunk in window.calls():
         window.attend(rows, chunk, out, lse)
@@ -70,8 +68,7 @@ class _Window:
         # By the distance from query to key, least where the last query meets the first key
         distance = torch.arange(1 - rows - self.left, rows + self.right)
         visible = in_band(distance.new_zeros(()), distance, self.left, self.right, 1)
-        line = torch.zeros(distance.shape, dtype=dtype).masked_fill_(~visible, FLOOR)
-        return line.unfold(0, self.left + self.right + rows, 1).flip(0)
+        return floor_where(~visible, dtype).unfold(0, self.left + self.right + rows, 1).flip(0)
 
     def calls(self) -> Iterator[tuple[slice, int]]:
         """(queries, queries a chunk) of each call."""

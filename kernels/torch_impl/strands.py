@@ -70,13 +70,13 @@ class Blocks:
         query, key, value = local_qkv
         self.pattern, self.sample, self.strand, self.dropout, self.workspace = pattern, sample, strand, dropout, workspace
         self.dtype = accumulation_dtype(query.dtype)
+        keys, values = (states[sample.number, strand.key_heads] for states in (key, value))
         # [heads, tokens, channels], as they came
         self.query = query[sample.number, strand.query_heads, strand.tokens]
-        self.own_key, self.own_value = (states[sample.number, strand.key_heads, strand.tokens] for states in (key, value))
+        self.own_key, self.own_value = keys[:, strand.tokens], values[:, strand.tokens]
         self.dead = None if dead is None else dead[strand.tokens]
         self.hole = None if sample.hole is None else sample.hole[strand.tokens]
         self.position = torch.arange(pattern.seq_len, device=query.device)[strand.tokens]
-        keys, values = (states[sample.number, strand.key_heads] for states in (key, value))
         self.global_key = keys[:, sample.global_position].to(self.dtype)
         self.global_value = values[:, sample.global_position].to(self.dtype)
         self.global_host = sample.global_position.tolist()

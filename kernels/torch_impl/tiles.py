@@ -46,11 +46,14 @@ class Needs(NamedTuple):
     value: bool
 
 
+def floor_where(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """FLOOR where hidden, 0 elsewhere."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, FLOOR)
+
+
 def bias_from(visible: Tensor, dtype: torch.dtype) -> Tensor | None:
     """0 where visible, FLOOR elsewhere; None when everything is visible."""
-    if bool(visible.all()):
-        return None
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, FLOOR)
+    return None if bool(visible.all()) else floor_where(~visible, dtype)
 
 
 def _scores_log2(query: Tensor, keys: KeySet, scale: float, out: Tensor) -> Tensor:
