@@ -23,13 +23,10 @@ from longformer_triton.kernels.torch_impl import fused_dense, fused_window, glob
 from longformer_triton.kernels.torch_impl.global_rows import rows_backward, rows_forward
 from longformer_triton.kernels.torch_impl.samples import Accumulator, Sample, read_samples
 from longformer_triton.kernels.torch_impl.strands import Blocks, strands
-from longformer_triton.kernels.torch_impl.tiles import Needs, backward_tile, forward_tile
+from longformer_triton.kernels.torch_impl.tiles import NO_PROBABILITY, Needs, backward_tile, forward_tile
 from longformer_triton.kernels.workspace import Workspace
 
 __all__ = ["attention_backward", "attention_forward", "rows_backward", "rows_forward"]
-
-# A row with this log-sum-exp has no probability anywhere, and so no gradient.
-_NO_PROBABILITY = 1e30
 
 
 def _dead_rows(pattern: AttentionPattern, sample: Sample, with_rows: bool) -> Tensor | None:
@@ -47,7 +44,7 @@ def attention_forward(
     query, key, value = local_qkv
     out = empty_rows(query)
     lse = query.new_empty(query.shape[:3], dtype=accumulation_dtype(query.dtype))
-    dense = dropout is None and fused_dense.applies(pattern, query, scale)
+    dense = dropout is None and fused_dense.applies(pattern, query)
     if dense:
         fused_dense.forward(query, key, value, pattern, scale, out, lse)
     workspace = Workspace()
@@ -60,7 +57,7 @@ def attention_forward(
                 sample_out[strand.query_heads, strand.tokens],
                 sample_lse[strand.query_heads, strand.tokens],
             )
-            if fused_window.applies(query, dropout):
+            if fused_window.forward_applies(query, dropout):
                 fused_window.forward(blocks, scale, strand_out, strand_lse)
             else:
                 _strand_forward(blocks, scale, strand_out, strand_lse)
@@ -97,7 +94,7 @@ def attention_backward(
     """Gradients of operator ``attention``, written into ``grads`` where needed: the window's three, then the rows' three."""
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     window_needs, row_needs = Needs(*needs[:3]), Needs(*needs[3:])
-    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, local_qkv[0], scale)
+    dense = dropout is None and grad_lse is None and fused_dense.applies(pattern, local_qkv[0])
     if dense and any(window_needs):
         _dense_backward(grad_out, out, lse, local_qkv, global_qkv is not None, pattern, scale, window_needs, grads[:3])
     workspace = Workspace()
@@ -143,7 +140,7 @@ def _dense_backward(
         live = ~pattern.global_mask if live is None else live & ~pattern.global_mask
     if live is not None and not bool(live.all()):
         discarded = ~live[:, None, :]
-        lse = lse.masked_fill(discarded, _NO_PROBABILITY)
+        lse = lse.masked_fill(discarded, NO_PROBABILITY)
         grad_out, out, query = (states.masked_fill(discarded[..., None], 0) for states in (grad_out, out, query))
     fused_dense.backward(grad_out, out, lse, query, key, value, pattern, scale, needs, grads)
 
@@ -166,21 +163,21 @@ def _strand_backward(
     """Add the gradients of one strand; the states are those of one sample, (heads, seq_len, ...)."""
     strand, positions = blocks.strand, blocks.sample.global_position
     heads, key_heads, tokens = strand.query_heads, strand.key_heads, strand.tokens
-    grad_out, out, lse = grad_out[heads, tokens], out[heads, tokens], lse[heads, tokens]
+    grad_out, out, lse = (states[heads, tokens] for states in (grad_out, out, lse))
+    if fused_window.backward_applies(blocks, grad_lse, sums.needs):
+        fused_window.backward(blocks, grad_out, out, lse, scale, sums)
+        return
     for rows, keys, key_sets in blocks:
-        row_lse, row_dead = lse[:, rows], None if blocks.dead is None else blocks.dead[rows]
         grad_rows = blocks.rows_of(grad_out, rows)
         delta = (grad_rows * blocks.rows_of(out, rows)).sum(-1)
         if grad_lse is not None:
             delta -= grad_lse[heads, tokens][:, rows]
-        if row_dead is not None:
-            row_lse, delta = row_lse.masked_fill(row_dead, _NO_PROBABILITY), delta.masked_fill(row_dead, 0)
-        grad_query, grad_sets = backward_tile(
-            blocks.rows_of(blocks.query, rows), grad_rows, row_lse, delta, key_sets, scale, sums.needs, blocks.workspace
-        )
-        first, step = tokens.start, strand.dilation
-        sums.add(0, heads, slice(first + rows.start * step, first + rows.stop * step, step), grad_query)
-        places: list[slice | Tensor] = [slice(first + keys.start * step, first + keys.stop * step, step), positions]
+            if blocks.dead is not None:
+                delta.masked_fill_(blocks.dead[rows], 0)
+        states = (blocks.rows_of(blocks.query, rows), grad_rows, blocks.lse_of(lse, rows), delta)
+        grad_query, grad_sets = backward_tile(*states, key_sets, scale, sums.needs, blocks.workspace)
+        sums.add(0, heads, strand.places(rows), grad_query)
+        places: list[slice | Tensor] = [strand.places(keys), positions]
         for where, (grad_key, grad_value) in zip(places, grad_sets, strict=False):
             sums.add(1, key_heads, where, grad_key)
             sums.add(2, key_heads, where, grad_value)

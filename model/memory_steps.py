@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from longformer_triton.model import memory_terms as terms
 from longformer_triton.model.linear import MANY_TOKENS
+from longformer_triton.model.memory_attention import attention_workspaces
 from longformer_triton.model.memory_terms import Layer, Parameters, Terms
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
@@ -55,7 +56,7 @@ def _passing(layer: Layer, number: int, saved: Terms) -> Iterator[Moment]:
     states = layer.states(layer.hidden)
     held = Terms({"hidden states": states if saved else states * min(number + 1, 2)})
     inside = held + terms.saved_by_attention(layer)
-    for part, workspace in terms.attention_workspaces(layer, FORWARD).items():
+    for part, workspace in attention_workspaces(layer, FORWARD).items():
         if part == "global rows" and layer.is_absorbed:
             del inside["query, key, value"]  # freed before
         yield Moment(FORWARD, f"layer {number + 1}, {part}", 0, saved, inside + workspace)
@@ -126,7 +127,7 @@ def _decoder_backward(model: Model, saved: Terms, gradients: int) -> Moment:
 def _keeping(layer: Layer, number: int, saved: Terms) -> Iterator[Moment]:
     """The forward pass of a layer that keeps all it needs for backward."""
     attended = saved + terms.layer_input(layer) + terms.saved_by_attention(layer)
-    for part, workspace in terms.attention_workspaces(layer, FORWARD).items():
+    for part, workspace in attention_workspaces(layer, FORWARD).items():
         yield Moment(FORWARD, f"layer {number + 1}, {part}", 0, attended, workspace)
     widened = attended + terms.saved_after_attention(layer) + terms.saved_by_feed_forward(layer)
     transient = terms.feed_forward_workspace(layer, FORWARD, is_kept=True)
@@ -146,5 +147,5 @@ def _attention_backward(layer: Layer, number: int, saved: Terms) -> Iterator[Mom
     attended = saved + terms.layer_input(layer) + terms.saved_by_attention(layer)
     # The residual's gradient, and the attention's
     arriving = Terms({"gradients of states": layer.states(layer.hidden + layer.width)})
-    for part, workspace in terms.attention_workspaces(layer, BACKWARD).items():
+    for part, workspace in attention_workspaces(layer, BACKWARD).items():
         yield Moment(BACKWARD, f"layer {number + 1}, {part}", 0, attended, arriving + workspace)

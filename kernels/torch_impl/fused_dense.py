@@ -11,17 +11,12 @@ from torch import Tensor
 
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import accumulation_dtype, to_accumulation_dtype
-from longformer_triton.kernels.torch_impl.samples import blank
+from longformer_triton.kernels.torch_impl.fused import attend, forward_dtype, gradients, readable
 from longformer_triton.kernels.torch_impl.tiles import Needs, floor_where
 
 
-def applies(pattern: AttentionPattern, query: Tensor, scale: float) -> bool:
-    """Whether windows leave out nothing, on a CPU.
-
-    The fused kernel marks future keys with -inf before it multiplies by the scale, so a scale of 0 or less would make NaN.
-    """
-    if pattern.covering == "causal" and scale <= 0:
-        return False
+def applies(pattern: AttentionPattern, query: Tensor) -> bool:
+    """Whether windows leave out nothing, on a CPU."""
     return query.is_cpu and pattern.covering is not None
 
 
@@ -36,38 +31,18 @@ def _hole_and_bias(pattern: AttentionPattern, dtype: torch.dtype) -> tuple[Tenso
     return hole, floor_where(hole, accumulation_dtype(dtype))[:, None]
 
 
-def forward_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the fused forward computes ``dtype`` in: half precision only where MKL multiplies it, whatever the processor.
-
-    PyTorch's own loops over numbers of half precision take ten times as long as float32.
-    """
-    return dtype if torch.backends.mkl.is_available() else accumulation_dtype(dtype)
-
-
-def readable(states: Tensor, hole: Tensor | None = None) -> Tensor:
-    """Zero at masked tokens, with channels that are neighbours and rows that do not overlap.
-
-    The fused kernel takes no notice of the stride of channels, and hands that of rows to a matrix product that wants room.
-    """
-    states = blank(states, hole)
-    is_plain = states.stride(-1) == 1 and states.stride(-2) >= states.shape[-1]
-    return states if is_plain else states.contiguous()
-
-
 def forward(
     query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern, scale: float, out: Tensor, lse: Tensor
 ) -> None:
     """Fill out and lse of the rows of real tokens; masked rows get finite nonsense."""
     if query.numel() == 0:
         return
-    group = query.shape[1] // key.shape[1]
+    group, is_causal = query.shape[1] // key.shape[1], pattern.covering == "causal"
     hole, bias = _hole_and_bias(pattern, query.dtype)
     query, key, value = (readable(states.to(forward_dtype(states.dtype)), hole) for states in (query, key, value))
     for member in range(group):
         heads = slice(member, None, group)
-        out[:, heads], lse[:, heads] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query[:, heads], key, value, 0.0, pattern.covering == "causal", attn_mask=bias, scale=scale
-        )
+        out[:, heads], lse[:, heads] = attend(query[:, heads], key, value, scale, mask=bias, is_causal=is_causal)
 
 
 def backward(
@@ -82,23 +57,18 @@ def backward(
     needs: Needs,
     grads: list[Tensor],
 ) -> None:
-    """Fill ``grads`` of query, key, value where needed; rows with a huge ``lse`` give nothing.
-
-    In float32 at least: in half precision MKL makes two of this kernel's five products (see :func:`forward_dtype`).
-    """
+    """Fill ``grads`` of query, key, value where needed; rows with a huge ``lse`` give nothing."""
     if query.numel() == 0:
         return
-    group = query.shape[1] // key.shape[1]
+    group, is_causal = query.shape[1] // key.shape[1], pattern.covering == "causal"
     hole, bias = _hole_and_bias(pattern, query.dtype)
     query, key, value = (readable(to_accumulation_dtype(states), hole) for states in (query, key, value))
     grad_out, out = (readable(to_accumulation_dtype(states)) for states in (grad_out, out))
     key_parts, value_parts = [], []
     for member in range(group):
         heads = slice(member, None, group)
-        grad_query, grad_key, grad_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out[:, heads], query[:, heads], key, value, out[:, heads], lse[:, heads],
-            0.0, pattern.covering == "causal", attn_mask=bias, scale=scale,
-        )  # fmt: skip
+        states = (grad_out[:, heads], query[:, heads], key, value, out[:, heads], lse[:, heads])
+        grad_query, grad_key, grad_value = gradients(*states, scale, mask=bias, is_causal=is_causal)
         if needs.query:
             grads[0][:, heads] = grad_query
         key_parts.append(grad_key)

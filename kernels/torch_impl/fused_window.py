@@ -1,13 +1,19 @@
-"""The PyTorch backend's windows without dropout, forward on a CPU: PyTorch's fused attention over views of keys that overlap.
+"""The PyTorch backend's windows without dropout on a CPU: PyTorch's fused attention, part by part.
 
-The fused kernel takes 32 queries at a time and keeps their scores in cache. So a strand's queries, in chunks of 32, are a batch
-for it, each chunk with the slice of keys that its windows reach; neighbours share most of these keys, in memory too. The ends
-of a strand, whose windows are cut off, are calls of their own. Against the blocks of :mod:`strands` this saves passes over the
-scores, and most of the small operations between which threads wait for each other (bench/LOG.md, "overlapping views, again").
+The fused kernel takes 32 to 256 queries at a time and keeps their scores in cache, which saves passes over the scores, and most
+of the small operations between which threads wait for each other, against the blocks of :mod:`strands`. It skips no key that
+a mask hides, so each call has the slice of keys that its queries' windows reach.
+
+Forward, a strand's queries in chunks of 32 are a batch, each chunk with its own slice; neighbours share most of these keys, in
+memory too. The ends of a strand, whose windows are cut off, are calls of their own, and so are queries that see all keys, which
+need no mask. Global keys join the softmax afterwards. Backward, where the slices of neighbours have gradients to add up,
+stretches of queries take turns, and global keys are one more part of them (bench/LOG.md, "overlapping views, again" and
+"backward by stretches").
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,91 +22,163 @@ from torch import Tensor
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.kernels.pattern import in_band, key_range
-from longformer_triton.kernels.torch_impl.fused_dense import forward_dtype, readable
+from longformer_triton.kernels.torch_impl.fused import attend, forward_dtype, gradients, readable
+from longformer_triton.kernels.torch_impl.samples import Accumulator
 from longformer_triton.kernels.torch_impl.strands import Blocks
-from longformer_triton.kernels.torch_impl.tiles import bias_from, floor_where, join_keys
+from longformer_triton.kernels.torch_impl.tiles import Needs, bias_from, floor_where, join_keys
 
 # Queries a chunk: what the kernel takes at once where queries are few. More would meet more keys outside of their windows.
 _CHUNK = 32
-# Queries a call at the ends, of which the kernel takes 64 at once; more would, for the same reason, be slower.
-_END_ROWS = 192
+# Queries a call elsewhere, of which the kernel takes 64 at once; more would, for the same reason, be slower.
+_ROWS = 192
 # Numbers of a call's output, and of its mask: what a call adds to memory.
 _NUMBERS = 1 << 20
 
 
-def applies(query: Tensor, dropout: Dropout | None) -> bool:
+def forward_applies(query: Tensor, dropout: Dropout | None) -> bool:
     """Whether the window's forward can be left to the fused kernel."""
     return query.is_cpu and dropout is None
 
 
+def backward_applies(blocks: Blocks, grad_lse: Tensor | None, needs: Needs) -> bool:
+    """Whether a strand's backward can: with all its products wanted, and a head for every thread (see :func:`gradients`)."""
+    heads = blocks.query.shape[0]
+    return (
+        forward_applies(blocks.query, blocks.dropout) and grad_lse is None and all(needs) and heads >= torch.get_num_threads()
+    )
+
+
 def forward(blocks: Blocks, scale: float, out: Tensor, lse: Tensor) -> None:
     """Fill a strand's out [heads, length, head_dim] and lse [heads, length]; rows that see no key get finite nonsense."""
-    window = _Window(blocks, scale)
-    for rows, chunk in window.calls():
-        window.attend(rows, chunk, out, lse)
-    if not blocks.global_host:
-        return
-    step = max(1, _NUMBERS // (out.shape[0] * max(out.shape[2], len(blocks.global_host))))
-    for start in range(0, out.shape[1], step):
-        rows = slice(start, min(start + step, out.shape[1]))
-        if not blocks.globals_are_inside(rows):
-            query = blocks.query[:, rows].to(blocks.dtype)
-            join_keys(out[:, rows], lse[:, rows], query, blocks.global_keys(rows), scale, blocks.workspace)
+    window = _Window(blocks, forward_dtype(blocks.query.dtype))
+    query = readable(blocks.query.to(window.key.dtype))
+    for rows, chunk in window.forward_calls():
+        # In a function, so that a call's results are gone before the next one's are there
+        window.attend(query, rows, chunk, scale, out, lse)
+    for rows in _stretches(0, out.shape[1], _NUMBERS // (out.shape[0] * max(out.shape[2], len(blocks.global_host)))):
+        if blocks.has_global_keys(rows):
+            states = blocks.query[:, rows].to(blocks.dtype)
+            join_keys(out[:, rows], lse[:, rows], states, blocks.global_keys(rows), scale, blocks.workspace)
+
+
+def backward(blocks: Blocks, grad_out: Tensor, out: Tensor, lse: Tensor, scale: float, sums: Accumulator) -> None:
+    """Add a strand's gradients; grad_out and out are [heads, length, head_dim], lse is [heads, length]."""
+    window = _Window(blocks, blocks.dtype)
+    for rows in window.backward_calls():
+        keys = window.keys_of(rows)
+        mask = window.mask(rows, keys, rows.stop - rows.start)
+        of_rows = [readable(blocks.rows_of(states, rows)) for states in (grad_out, blocks.query, out)]
+        add = functools.partial(_add_gradients, blocks, rows, *of_rows, blocks.lse_of(lse, rows), scale, sums)
+        add(window.key[:, keys], window.value[:, keys], mask, blocks.strand.places(keys))
+        if blocks.has_global_keys(rows):
+            key, value, bias, _ = blocks.global_keys(rows)
+            add(key, value, None if bias is None else bias[None, None], blocks.sample.global_position)
+
+
+def _add_gradients(
+    blocks: Blocks,
+    rows: slice,
+    grad_out: Tensor,
+    query: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    sums: Accumulator,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    places: slice | Tensor,
+) -> None:
+    """Add what some rows and some keys of the sample, at ``places``, have to do with each other."""
+    strand, states = blocks.strand, (tensor[None] for tensor in (grad_out, query, key, value, out, lse))
+    grad_query, grad_key, grad_value = gradients(*states, scale, mask=mask)
+    sums.add(0, strand.query_heads, strand.places(rows), grad_query[0])
+    sums.add(1, strand.key_heads, places, grad_key[0])
+    sums.add(2, strand.key_heads, places, grad_value[0])
+
+
+def _stretches(start: int, stop: int, rows: int) -> Iterator[slice]:
+    """Slices of at least one row that cover a range."""
+    for first in range(start, stop, max(1, rows)):
+        yield slice(first, min(first + max(1, rows), stop))
 
 
 class _Window:
-    """A strand as the fused kernel reads it."""
+    """A strand as the fused kernel reads it, and the calls that serve it."""
 
-    def __init__(self, blocks: Blocks, scale: float) -> None:
+    def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
         # [heads, length, head_dim]
-        dtype = forward_dtype(blocks.query.dtype)
-        query, key, value = (states.to(dtype) for states in (blocks.query, blocks.own_key, blocks.own_value))
-        self.query, self.key, self.value = readable(query), readable(key, blocks.hole), readable(value, blocks.hole)
-        self.length, self.scale = self.query.shape[1], scale
+        self.key, self.value = (readable(states.to(dtype), blocks.hole) for states in (blocks.own_key, blocks.own_value))
+        self.heads, self.length, self.head_dim = self.key.shape
         self.left, self.right = (min(side, self.length) for side in blocks.pattern.band)
-        self.end_rows = max(_CHUNK, min(_END_ROWS, _NUMBERS // min(self.length, self.left + self.right + 1)))
-        self.mask = self._mask(min(self.end_rows, self.length), blocks.dtype)
+        # Queries that see all keys
+        self.middle = slice(max(0, self.length - 1 - self.right), min(self.length, self.left + 1))
+        if self.middle.stop - self.middle.start < _ROWS:
+            self.middle = slice(self.length, self.length)
         # [length], FLOOR at masked keys
         self.hidden = None if blocks.hole is None else bias_from(~blocks.hole, blocks.dtype)
+        self.mask_dtype = blocks.dtype
+        self._band: Tensor | None = None
+        self.keys_of_a_query = min(self.length, self.left + self.right + 1)
 
-    def _mask(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """[rows, keys]: 0 in the windows of neighbouring queries, FLOOR elsewhere, from the first one's leftmost key on."""
-        # By the distance from query to key, least where the last query meets the first key
-        distance = torch.arange(1 - rows - self.left, rows + self.right)
-        visible = in_band(distance.new_zeros(()), distance, self.left, self.right, 1)
-        return floor_where(~visible, dtype).unfold(0, self.left + self.right + rows, 1).flip(0)
+    def keys_of(self, rows: slice) -> slice:
+        """The keys that any of these queries sees."""
+        return slice(*key_range(rows.start, rows.stop, self.left, self.right, self.length))
 
-    def calls(self) -> Iterator[tuple[slice, int]]:
+    def forward_calls(self) -> Iterator[tuple[slice, int]]:
         """(queries, queries a chunk) of each call."""
+        width = self.heads * self.head_dim
         # Whole chunks whose keys are all there
         inner = slice(ceil_div(self.left, _CHUNK) * _CHUNK, (self.length - self.right) // _CHUNK * _CHUNK)
-        if inner.stop <= inner.start:
-            inner = slice(self.length, self.length)
-        width = self.query.shape[0] * self.query.shape[2]
-        if self.hidden is not None:
+        is_chunked = inner.stop > inner.start
+        if not is_chunked:
+            inner = self.middle
+        elif self.hidden is not None:
             width = max(width, _CHUNK + self.left + self.right)
-        stretch = max(1, _NUMBERS // width // _CHUNK) * _CHUNK
-        for start in range(inner.start, inner.stop, stretch):
-            yield slice(start, min(start + stretch, inner.stop)), _CHUNK
-        for end in (slice(0, inner.start), slice(inner.stop, self.length)):
-            for start in range(end.start, end.stop, self.end_rows):
-                stop = min(start + self.end_rows, end.stop)
-                yield slice(start, stop), stop - start
+        # The ends come first, since they need most rows of the mask.
+        for end in ((0, inner.start), (inner.stop, self.length)):
+            for rows in _stretches(*end, max(_CHUNK, min(_ROWS, _NUMBERS // self.keys_of_a_query))):
+                yield rows, rows.stop - rows.start
+        for rows in _stretches(inner.start, inner.stop, max(1, _NUMBERS // width // _CHUNK) * _CHUNK):
+            yield rows, _CHUNK if is_chunked else rows.stop - rows.start
 
-    def attend(self, rows: slice, chunk: int, out: Tensor, lse: Tensor) -> None:
-        """Fill the rows of out and lse."""
-        count = (rows.stop - rows.start) // chunk
-        first, end = key_range(rows.start, rows.stop, self.left, self.right, self.length)
-        keys = end - first - (count - 1) * chunk
-        # [heads, chunks, tokens, head_dim]
-        query = self.query[:, rows].unfold(1, chunk, chunk).transpose(2, 3)
-        key, value = (states[:, first:end].unfold(1, keys, chunk).transpose(2, 3) for states in (self.key, self.value))
-        # [1 or chunks, chunk, keys]
-        mask = self.mask[None, :chunk].narrow(2, self.left + first - rows.start, keys)
-        if self.hidden is not None:
-            mask = torch.minimum(mask, self.hidden[first:end].unfold(0, keys, chunk)[:, None])
-        tile_out, tile_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask[None], scale=self.scale
-        )
-        out[:, rows].unflatten(1, (count, chunk)).copy_(tile_out)
-        lse[:, rows].unflatten(1, (count, chunk)).copy_(tile_lse)
+    def backward_calls(self) -> Iterator[slice]:
+        """The queries of each call."""
+        yield from _stretches(0, self.middle.start, _ROWS)
+        yield from _stretches(self.middle.start, self.middle.stop, _NUMBERS // (self.heads * self.head_dim))
+        yield from _stretches(self.middle.stop, self.length, _ROWS)
+
+    def attend(self, query: Tensor, rows: slice, chunk: int, scale: float, out: Tensor, lse: Tensor) -> None:
+        """Fill the rows of out and lse, in chunks of queries, each with a slice of keys."""
+        keys = self.keys_of(rows)
+        width = self._keys_of_a_chunk(rows, keys, chunk)
+        cuts = ((query, rows, chunk), (self.key, keys, width), (self.value, keys, width))
+        # [heads, chunks, tokens of a chunk, head_dim]
+        chunks = (states[:, tokens].unfold(1, size, chunk).transpose(2, 3) for states, tokens, size in cuts)
+        of_chunks, lse_of_chunks = attend(*chunks, scale, mask=self.mask(rows, keys, chunk))
+        out[:, rows].unflatten(1, (-1, chunk)).copy_(of_chunks)
+        lse[:, rows].unflatten(1, (-1, chunk)).copy_(lse_of_chunks)
+
+    def mask(self, rows: slice, keys: slice, chunk: int) -> Tensor | None:
+        """[1, 1 or chunks, chunk or 1, keys of a chunk]: 0 where visible, FLOOR elsewhere; None where all keys are."""
+        width = self._keys_of_a_chunk(rows, keys, chunk)
+        band = None
+        if rows.stop - 1 - self.left > keys.start or rows.start + self.right < keys.stop - 1:
+            band = self._band_of(chunk).narrow(1, self.left + keys.start - rows.start, width)[None]
+        if self.hidden is None:
+            return None if band is None else band[None]
+        hidden = self.hidden[keys].unfold(0, width, chunk)[:, None]
+        return (hidden if band is None else torch.minimum(band, hidden))[None]
+
+    @staticmethod
+    def _keys_of_a_chunk(rows: slice, keys: slice, chunk: int) -> int:
+        return keys.stop - keys.start - (rows.stop - rows.start - chunk)
+
+    def _band_of(self, rows: int) -> Tensor:
+        """[rows, keys]: 0 in the windows of neighbouring queries, FLOOR elsewhere, from the first one's leftmost key on."""
+        if self._band is None or self._band.shape[0] < rows:
+            # By the distance from query to key, least where the last query meets the first key
+            distance = torch.arange(1 - rows - self.left, rows + self.right)
+            visible = in_band(distance.new_zeros(()), distance, self.left, self.right, 1)
+            self._band = floor_where(~visible, self.mask_dtype).unfold(0, self.left + self.right + rows, 1).flip(0)
+        return self._band[:rows]

@@ -16,7 +16,7 @@ from longformer_triton.kernels.layout import QKV
 from longformer_triton.kernels.pattern import AttentionPattern, in_band, key_range
 from longformer_triton.kernels.precision import accumulation_dtype
 from longformer_triton.kernels.torch_impl.samples import Sample, blank
-from longformer_triton.kernels.torch_impl.tiles import KeySet, bias_from
+from longformer_triton.kernels.torch_impl.tiles import NO_PROBABILITY, KeySet, bias_from
 from longformer_triton.kernels.workspace import Workspace
 
 # Queries a block: more rows make fuller matrix products, fewer make a narrower slice of keys that the whole block meets; 96 is
@@ -34,6 +34,11 @@ class Strand:
     key_heads: slice
     tokens: slice
     dilation: int
+
+    def places(self, part: slice) -> slice:
+        """The tokens of the sample that a part of the strand's tokens are."""
+        first = self.tokens.start
+        return slice(first + part.start * self.dilation, first + part.stop * self.dilation, self.dilation)
 
 
 def strands(pattern: AttentionPattern, sample: Sample, heads: int, key_heads: int) -> Iterator[Strand]:
@@ -103,13 +108,17 @@ class Blocks:
             rows = slice(start, min(start + _BLOCK_ROWS, length))
             keys = slice(*key_range(rows.start, rows.stop, left, right, length))
             key_sets = [self._window_keys(rows, keys)]
-            if self.global_host and not self.globals_are_inside(rows):
+            if self.has_global_keys(rows):
                 key_sets.append(self.global_keys(rows))
             yield rows, keys, key_sets
 
     def rows_of(self, states: Tensor, rows: slice) -> Tensor:
         """Those rows in the accumulation type, zero where the window's output is discarded."""
         return blank(states[:, rows].to(self.dtype), None if self.dead is None else self.dead[rows])
+
+    def lse_of(self, lse: Tensor, rows: slice) -> Tensor:
+        """Those rows, huge where the window's output is discarded, so that they have no gradients."""
+        return lse[:, rows] if self.dead is None else lse[:, rows].masked_fill(self.dead[rows], NO_PROBABILITY)
 
     def _window_keys(self, rows: slice, keys: slice) -> KeySet:
         shape = (rows.start - keys.start, rows.stop - rows.start, keys.stop - keys.start)
@@ -154,13 +163,13 @@ class Blocks:
             self._factors = (start, factors)
         return self._factors[1][:, rows.start - start : rows.stop - start]
 
-    def globals_are_inside(self, rows: slice) -> bool:
-        """Whether every global key is in the windows of all these rows, so that none counts as a column of its own."""
-        if self.strand.dilation > 1:
-            return False
+    def has_global_keys(self, rows: slice) -> bool:
+        """Whether global keys count as columns of their own: not where the windows of all these rows hold every one."""
+        if not self.global_host or self.strand.dilation > 1:
+            return bool(self.global_host)
         left, right = self.pattern.band
         first, last = (self.strand.tokens.start + row for row in (rows.start, rows.stop - 1))
-        return last - left <= self.global_host[0] and self.global_host[-1] <= first + right
+        return not (last - left <= self.global_host[0] and self.global_host[-1] <= first + right)
 
     def _globals_are_beyond(self, rows: slice) -> bool:
         """Whether no global key can be inside a window of these rows, so that all of them count as columns of their own.

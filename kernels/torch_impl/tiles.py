@@ -27,6 +27,8 @@ from longformer_triton.kernels.workspace import Workspace
 LOG2E = math.log2(math.e)
 # Finite: exp2 of -inf takes a slow path on CPUs, and -inf - -inf would be NaN in rows that see nothing.
 FLOOR = -1e30
+# A row with this log-sum-exp has no probability anywhere, and so no gradient.
+NO_PROBABILITY = 1e30
 
 
 class KeySet(NamedTuple):

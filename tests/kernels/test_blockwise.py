@@ -1,7 +1,6 @@
 """The PyTorch backend against the reference: every option, every length, every precision."""
 
 import dataclasses
-from unittest import mock
 
 import hypothesis
 import pytest
@@ -11,15 +10,17 @@ from attention_cases import (
     Case,
     assert_close_to_float64,
     assert_same,
+    by_blocks,
+    check_against_reference,
     each,
     naive_results,
     poisoned_allocations,
     random_cases,
+    through,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer_triton.kernels import AttentionPattern, sliding_window_attention
-from longformer_triton.kernels.torch_impl import fused_dense, fused_window, global_rows, strands, tiles
+from longformer_triton.kernels.torch_impl import global_rows, strands, tiles
 from longformer_triton.kernels.workspace import Workspace
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -30,20 +31,6 @@ DTYPES = [torch.float32, *HALVES]
 def _poisoned():
     with poisoned_allocations():
         yield
-
-
-def check_against_reference(case: Case) -> None:
-    """By the fused kernel where it serves, and by blocks, as on every device that is no CPU."""
-    inputs = case.inputs()
-    expected = case.results(inputs, "reference")
-    assert_same(case.results(inputs, "torch"), expected)
-    with by_blocks():
-        assert_same(case.results(inputs, "torch"), expected)
-
-
-def by_blocks():
-    """What the fused kernel would compute of windows goes through blocks of queries instead."""
-    return mock.patch.object(fused_window, "applies", return_value=False)
 
 
 @hypothesis.given(random_cases())
@@ -105,16 +92,19 @@ PRECISION_CASES = {
 }
 
 
+@through
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each(PRECISION_CASES)
-def test_errors_are_those_of_the_same_precision(case, dtype):
+def test_errors_are_those_of_the_same_precision(case, dtype, through_lse):
     """Twice the error of plain PyTorch maths in that dtype, at most, for outputs and for every gradient."""
     case = dataclasses.replace(case, seq_len=130, head_dim=16, window=200 if case.window == 40 else case.window)
     inputs = case.inputs(dtype)
-    exact = case.results([tensor.detach().double().requires_grad_() for tensor in inputs], "reference")
-    same, got = naive_results(case, inputs), case.results(inputs, "torch")
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    exact = case.results(wide, "reference", through_lse=through_lse)
+    same = naive_results(case, inputs, through_lse=through_lse)
+    got = case.results(inputs, "torch", through_lse=through_lse)
     with by_blocks():
-        blocks = case.results(inputs, "torch")
+        blocks = case.results(inputs, "torch", through_lse=through_lse)
     for name, value in [*got.items(), *blocks.items()]:
         assert value.dtype == (torch.float32 if name == "lse" else dtype)
         assert_close_to_float64(value, same[name], exact[name], name)
@@ -136,108 +126,6 @@ def test_half_precision_keeps_lse_in_float32():
         assert case.run(case.inputs(dtype), "torch")[1].dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("window", [4, 60], ids=["window", "window_covers_all"])
-def test_half_precision_without_mkl_is_computed_in_float32(window, dtype, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    case = dataclasses.replace(OPTION_CASES["padding_holes"], window=window)
-    inputs = case.inputs(dtype)
-    for got, expected in zip(case.run(inputs, "torch"), case.run([states.float() for states in inputs], "torch"), strict=True):
-        assert torch.equal(got, expected.to(got.dtype))
-
-
-class _Count:
-    """Calls through to a function, and counts."""
-
-    def __init__(self, function) -> None:
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args, **options):
-        self.calls += 1
-        return self.function(*args, **options)
-
-
-@pytest.fixture
-def dense_calls(monkeypatch):
-    """How often the dense path ran its forward."""
-    count = _Count(fused_dense.forward)
-    monkeypatch.setattr(fused_dense, "forward", count)
-    return count
-
-
-DENSE_CASES = {
-    "plain": Case(seq_len=50, window=60),
-    "causal": Case(seq_len=50, window=(60, 0), is_causal=True),
-    "causal_by_its_window": Case(seq_len=50, window=(49, 0), padding="right"),
-    "causal_padded_left": Case(seq_len=50, window=60, is_causal=True, padding="left"),
-    "padded": Case(3, 4, 2, 50, 4, 49, padding="whole_row", globals_="some", global_rows=True),
-    "holes": Case(3, 4, 2, 50, 4, 49, padding="holes", globals_="all", global_rows=True, scale=-0.4),
-    "exactly_covering": Case(seq_len=50, window=49, globals_="some"),
-}
-
-
-@each(DENSE_CASES)
-def test_dense_path_equals_blocks(case, dense_calls, monkeypatch):
-    """A window that covers everything takes PyTorch's fused kernel, with the same numbers."""
-    inputs = case.inputs()
-    dense = case.results(inputs, "torch")
-    assert dense_calls.calls == 1
-    monkeypatch.setattr(fused_dense, "applies", lambda *_: False)
-    assert_same(dense, case.results(inputs, "torch"))
-    assert dense_calls.calls == 1
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_dense_backward_is_computed_in_float32(dtype):
-    """PyTorch's fused backward is ten times slower in half precision on processors without instructions for it."""
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if "flash_attention_for_cpu_backward" in str(function):
-                seen.append({states.dtype for states in args[:6]})
-            return function(*args, **(kwargs or {}))
-
-    seen: list[set[torch.dtype]] = []
-    states = [torch.randn(1, 2, 9, 4, dtype=dtype) for _ in range(5)]
-    grads, pattern = [torch.empty_like(states[0]) for _ in range(3)], AttentionPattern.from_masks(shape=(1, 9), window=9)
-    with Record():
-        fused_dense.backward(*states[:2], torch.zeros(1, 2, 9), *states[2:], pattern, 0.5, tiles.Needs(True, True, True), grads)
-    assert seen == [{torch.float32}]
-    assert not any(grad.isnan().any() for grad in grads)
-
-
-@pytest.mark.parametrize("window", [48, (49, 48), (48, 49)], ids=str)
-def test_dense_path_does_not_apply_one_key_short(window, dense_calls):
-    """The ends of the text would otherwise see each other where the window forbids it."""
-    check_against_reference(Case(seq_len=50, window=window))
-    assert dense_calls.calls == 0
-
-
-def test_dense_path_does_not_apply_where_a_global_key_stands_after_its_queries(dense_calls):
-    check_against_reference(Case(seq_len=50, window=(49, 0), globals_="some"))
-    assert dense_calls.calls == 0
-
-
-@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-3], ids="scale_{}".format)
-@pytest.mark.parametrize(
-    "options",
-    [{"window": 60}, {"window": 60, "is_causal": True}, {"window": (60, 0)}],
-    ids=["bidirectional", "causal", "causal_by_its_window"],
-)
-def test_covering_window_with_any_scale(options, scale):
-    """PyTorch's fused kernel marks future keys with -inf before it multiplies by the scale: 0 * -inf and -1 * -inf were NaN."""
-    check_against_reference(Case(seq_len=50, scale=scale, **options))
-
-
-@pytest.mark.parametrize("window", [4, 9], ids="window_{}".format)
-def test_scores_below_all_numbers_of_float16(window):
-    """Scores are float32, and so must be what marks padding: the least float16 was above them."""
-    query = torch.full((1, 1, 9, 64), 100.0, dtype=torch.float16)
-    mask = torch.tensor([[1] * 7 + [0] * 2])
-    out = sliding_window_attention(query, -query, torch.ones_like(query), window=window, attention_mask=mask, backend="torch")
-    assert torch.equal(out[0, 0, :, 0], mask[0].half())
-
-
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000], ids="block_of_{}".format)
 def test_block_size_changes_nothing(rows, monkeypatch):
     case = OPTION_CASES["everything"]
@@ -245,28 +133,6 @@ def test_block_size_changes_nothing(rows, monkeypatch):
     monkeypatch.setattr(strands, "_BLOCK_ROWS", rows)
     with by_blocks():
         assert_same(case.results(case.inputs(), "torch"), expected)
-
-
-@pytest.mark.parametrize("numbers", [1, 500, 1 << 30], ids="calls_of_{}".format)
-@pytest.mark.parametrize("chunk", [1, 5, 32], ids="chunks_of_{}".format)
-@each({name: OPTION_CASES[name] for name in ("plain", "causal", "everything")})
-def test_chunks_and_calls_of_the_fused_kernel_change_nothing(case, chunk, numbers, monkeypatch):
-    case = dataclasses.replace(case, seq_len=150)
-    with by_blocks():
-        expected = case.results(case.inputs(), "torch")
-    monkeypatch.setattr(fused_window, "_CHUNK", chunk)
-    monkeypatch.setattr(fused_window, "_NUMBERS", numbers)
-    monkeypatch.setattr(fused_window, "_END_ROWS", 3 * chunk)
-    assert_same(case.results(case.inputs(), "torch"), expected)
-
-
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1], ids="dropout_{}".format)
-def test_the_fused_kernel_serves_windows_without_dropout(dropout_p, monkeypatch):
-    count = _Count(fused_window.forward)
-    monkeypatch.setattr(fused_window, "forward", count)
-    states = Case(batch=1).inputs()[:3]
-    sliding_window_attention(*states, window=3, dropout_p=dropout_p, backend="torch")
-    assert count.calls == (0 if dropout_p else 1)
 
 
 @pytest.mark.parametrize("error", [-0.3, 0.01], ids="error_of_{}".format)

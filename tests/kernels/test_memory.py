@@ -16,7 +16,7 @@ from longformer_triton.kernels import (
 )
 
 # Long enough, with 64 channels, for what grows to outweigh the scratch space of one block: a peak is the highest of several.
-LENGTHS = (1024, 2048, 3072, 4096)
+LENGTHS = (2048, 4096, 6144, 8192)
 HEADS, CHANNELS, WINDOW, HIDDEN = 2, 64, 32, 128
 
 

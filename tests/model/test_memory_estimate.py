@@ -13,7 +13,7 @@ from longformer_triton import LongformerConfig, estimate_memory
 from longformer_triton.bench.measure import peak_extra_bytes
 from longformer_triton.kernels.torch_impl import fused_window, global_rows, strands
 from longformer_triton.kernels.triton_impl import absorbed_rows
-from longformer_triton.model import linear, memory_terms
+from longformer_triton.model import linear, memory_attention
 from longformer_triton.model.memory import longest_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +82,21 @@ CASES = [
     Case("short_trains_dense", {**SHORT, **STILL}, 4, 150),
     Case("narrow_trains_dense", {**NARROW, **STILL}, 4, 150, optimizer=None),
     Case("narrow_trains_dense_bfloat16", {**NARROW, **STILL}, 4, 150, BF16, optimizer=None),
+    *(
+        Case(f"trains_by_stretches_{name}", {**given, **STILL}, 1, length, dtype, optimizer=None)
+        for name, given, length, dtype in (
+            ("narrow", NARROW_WINDOW, 3000, torch.float32),
+            ("narrow_bfloat16", NARROW_WINDOW, 3000, BF16),
+            ("most_of_the_text", NARROW, 400, torch.float32),
+            ("most_of_the_text_bfloat16", NARROW, 400, BF16),
+            ("scaled", sizes(128, 1, 4, 64, 64), 3000, torch.float32),
+            ("scaled_most_of_the_text", sizes(128, 1, 4, 64, 512), 400, torch.float32),
+        )
+    ),
+    Case("scaled_trains_dense", {**sizes(128, 1, 4, 64, 512), **STILL}, 4, 150, optimizer=None),
+    Case("scaled_runs_dense", sizes(128, 1, 4, 64, 512), 4, 150, training=False),
+    Case("scaled_runs", sizes(128, 1, 4, 64, 64), 1, 3000, training=False),
+    Case("narrow_runs_most_of_the_text", NARROW, 1, 400, training=False),
     Case("narrow_runs", NARROW, 1, 1500, training=False),
     Case("narrow_runs_bfloat16", NARROW_WINDOW, 1, 3000, BF16, training=False),
     Case("narrow_runs_without_globals", NARROW_WINDOW, 1, 3000, training=False, num_globals=0),
@@ -200,10 +215,10 @@ def test_parameters_are_counted(name, layers, labels, tied, types, pruned):
 
 
 def test_the_constants_are_those_of_the_backends():
-    assert (memory_terms._BLOCK_ROWS, memory_terms._FACTORS) == (strands._BLOCK_ROWS, strands._FACTORS)
-    fused = (fused_window._NUMBERS, fused_window._CHUNK, fused_window._END_ROWS)
-    assert fused == (memory_terms._FUSED_NUMBERS, memory_terms._FUSED_CHUNK, memory_terms._FUSED_END)
-    assert {"cpu": global_rows._SCORES, "cuda": absorbed_rows._SCORES} == memory_terms._MOST_ROW_SCORES
+    assert (memory_attention._BLOCK_ROWS, memory_attention._FACTORS) == (strands._BLOCK_ROWS, strands._FACTORS)
+    fused = (fused_window._NUMBERS, fused_window._CHUNK, fused_window._ROWS)
+    assert fused == (memory_attention._FUSED_NUMBERS, memory_attention._FUSED_CHUNK, memory_attention._FUSED_ROWS)
+    assert {"cpu": global_rows._SCORES, "cuda": absorbed_rows._SCORES} == memory_attention._MOST_ROW_SCORES
 
 
 SMALL = LongformerConfig(**{**TINY, "attention_window": 8, "hidden_dropout_prob": 0.1, "max_position_embeddings": 20})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from longformer_triton.kernels import AttentionPattern, longformer_attention, reference, sliding_window_attention
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.torch_impl import fused_window
 
 NAMES = ("query", "key", "value", "query_global", "key_global", "value_global")
 PADDINGS = ("none", "right", "left", "holes", "whole_row")
@@ -121,10 +123,22 @@ class Case:
             torch.randn(shape, generator=generator, dtype=torch.float64).to(lse_dtype),
         )
 
-    def results(self, inputs: Sequence[Tensor], backend: str, pattern: AttentionPattern | None = None) -> dict[str, Tensor]:
-        """out, lse and the gradient of every input, through out and lse both; masked rows get cotangents as well."""
+    def results(
+        self,
+        inputs: Sequence[Tensor],
+        backend: str,
+        pattern: AttentionPattern | None = None,
+        *,
+        through_lse: bool = True,
+    ) -> dict[str, Tensor]:
+        """out, lse and the gradient of every input, through out and lse or out alone; masked rows get cotangents as well."""
         out, lse = self.run(inputs, backend, pattern)
-        return {"out": out, "lse": lse, **gradients((out, lse), self.cotangents(out.dtype, lse.dtype), inputs)}
+        return {"out": out, "lse": lse, **self.gradients((out, lse), inputs, through_lse)}
+
+    def gradients(self, outputs: tuple[Tensor, Tensor], inputs: Sequence[Tensor], through_lse: bool) -> dict[str, Tensor]:
+        """{"grad of query": ...}, of out and lse or of out alone."""
+        count, cotangents = (2 if through_lse else 1), self.cotangents(*(tensor.dtype for tensor in outputs))
+        return gradients(outputs[:count], cotangents[:count], inputs)
 
 
 def gradients(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -160,7 +174,7 @@ def assert_close_to_float64(kernel_out: Tensor, same_precision_out: Tensor, floa
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
-def naive_results(case: Case, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+def naive_results(case: Case, inputs: Sequence[Tensor], *, through_lse: bool = True) -> dict[str, Tensor]:
     """The textbook's attention with every step in the dtype of the inputs: the yardstick for that precision.
 
     Its gradients belong to probabilities computed again from stored lse, as those of every attention linear in memory. The
@@ -169,7 +183,7 @@ def naive_results(case: Case, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     out, lse = _naive_rows(case, inputs, recompute=False)
     again = _naive_rows(case, inputs, recompute=True)
-    return {"out": out, "lse": lse, **gradients(again, case.cotangents(out.dtype, lse.dtype), inputs)}
+    return {"out": out, "lse": lse, **case.gradients(again, inputs, through_lse)}
 
 
 def _naive_rows(case: Case, inputs: Sequence[Tensor], *, recompute: bool) -> tuple[Tensor, Tensor]:
@@ -336,3 +350,22 @@ def _poison(allocate):
         return tensor.fill_(torch.nan) if tensor.is_floating_point() and tensor.device.type == "cpu" else tensor
 
     return poisoned
+
+
+through = pytest.mark.parametrize("through_lse", [True, False], ids=["through_lse", "through_out_alone"])
+
+
+def check_against_reference(case: Case) -> None:
+    """By the fused kernel where it serves, and by blocks, as on every device that is no CPU."""
+    inputs = case.inputs()
+    # Only without a gradient of lse does the fused kernel go backward.
+    for through_lse in (True, False):
+        expected = case.results(inputs, "reference", through_lse=through_lse)
+        assert_same(case.results(inputs, "torch", through_lse=through_lse), expected)
+        with by_blocks():
+            assert_same(case.results(inputs, "torch", through_lse=through_lse), expected)
+
+
+def by_blocks() -> AbstractContextManager:
+    """What the fused kernel would compute of windows goes through blocks of queries instead."""
+    return mock.patch.object(fused_window, "forward_applies", return_value=False)
