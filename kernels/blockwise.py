@@ -3,8 +3,8 @@
 A sample is cut into *strands*: sets of heads with one dilation d, and for each of them the d residue classes of the tokens.
 Inside a strand the window is contiguous, so each block of queries meets one slice of keys; the global keys that lie outside
 the window of a query join the same softmax as a second set of keys. Nothing is padded, and blocks are views; what is copied
-is what has to change its type, masked rows, and the global keys. On a CPU, PyTorch's fused attention walks over the blocks of
-a forward pass without dropout (:mod:`fused_window`), and over those of windows that leave out nothing (:mod:`fused_dense`).
+is what has to change its type, masked rows, and the global keys. On a CPU, without dropout, PyTorch's fused attention walks
+over the blocks (:mod:`fused_window`), and over those of windows that leave out nothing (:mod:`fused_dense`).
 
 Padding at the ends only shortens the strands; padding inside becomes a bias. Counts, spans and masks are read on
 the host, which is free on a CPU and synchronises many times a call elsewhere.

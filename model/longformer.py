@@ -143,15 +143,21 @@ class LongformerModel(LongformerPreTrainedModel):
             gib = pattern.batch * self.config.num_attention_heads * pattern.seq_len * columns * 4 / 2**30
             if gib > _LARGE_MAPS_GIB:
                 _tell_once("maps", "output_attentions: the attention maps of this batch take %.1f GiB", gib)
-        if pattern.device.type != "cpu" or pattern.batch == 0:
+        if pattern.batch == 0:
             return
-        if width > _MANY_GLOBALS * pattern.seq_len and width > 1:
-            count, tokens = int(pattern.global_count.max()), pattern.seq_len
+        is_cpu, many = pattern.device.type == "cpu", max(1, _MANY_GLOBALS * pattern.seq_len)
+        # There is room for as many as there are, unless the configuration gave it.
+        count = 0
+        if width > many and (is_cpu or self.config.max_globals is None):
+            count = int(pattern.global_count.max()) if is_cpu else width
+        if count > many:
             _tell_once(
                 "globals",
                 "global_attention_mask: %d of %d tokens are global; above a quarter the cost grows like that of full attention",
-                count, tokens,
+                count, pattern.seq_len,
             )  # fmt: skip
+        if not is_cpu:
+            return
         if attention_mask is None and input_ids is not None and bool((input_ids[:, -1] == self.config.pad_token_id).any()):
             _tell_once(
                 "padding",

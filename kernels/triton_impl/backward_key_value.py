@@ -150,7 +150,7 @@ def window_grad_key_value(
         grad_out_tiles, batch, head,
     )  # fmt: skip
     key_flags_ptr += batch.to(tl.int64) * seq_len
-    # A descriptor's coordinates are 32 bits wide; problem.py sees to it that they fit.
+    # A descriptor's coordinates are 32 bits wide; descriptors.py sees to it that they fit.
     row = (batch * heads + head) * row_stride if DESCRIPTORS else (batch.to(tl.int64) * heads + head) * row_stride
     dropout = Dropout(seed_ptr, threshold, batch * heads + head)
 

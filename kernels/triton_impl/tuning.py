@@ -211,9 +211,12 @@ def _known(
     )
     if row is None:
         with_dropout = " with dropout" if dropout else ""
+        of_others = ""
+        if precision == "ieee":
+            of_others = "; half precision, and TF32 after torch.set_float32_matmul_precision('high'), are served more widely"
         raise NotServedError(
             f"for head_dim {head_dim}, {precision} products{with_dropout}, on {architecture}, no configuration of the "
-            f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some)"
+            f"{kernel} kernel is known to fit (`longformer-triton bench tune` finds some{of_others})"
         )
     return row.config
 

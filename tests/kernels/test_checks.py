@@ -1,5 +1,7 @@
 """Every refusal of window attention and of patterns: the exception's type, the argument's name, and the way out."""
 
+import logging
+
 import numpy
 import pytest
 import torch
@@ -17,7 +19,7 @@ from refused_calls import (
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from longformer_triton.kernels import AttentionPattern, available_backends, sliding_window_attention
+from longformer_triton.kernels import AttentionPattern, available_backends, backends, sliding_window_attention
 
 
 @pytest.fixture
@@ -341,3 +343,16 @@ def test_numbers_of_numpy_are_numbers():
     expected = window_call(scale=0.5, dropout_p=0.25, dropout_seed=torch.tensor(3))
     got = window_call(scale=numpy.float32(0.5), dropout_p=numpy.float32(0.25), dropout_seed=torch.tensor(3))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("device", "level"), [("cpu", logging.INFO), ("cuda:0", logging.WARNING)])
+def test_the_slow_backend_is_told_of_once(device, level, caplog):
+    """On a GPU, where whoever did not ask for it may not expect it."""
+    caplog.set_level(logging.INFO, "longformer_triton")
+    backends.tell_torch_is_used.cache_clear()
+    for _ in range(2):
+        backends.tell_torch_is_used(torch.device(device), "a reason")
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert record.getMessage().startswith(f"PyTorch backend in use on {device}")
+    assert record.getMessage().endswith("a reason")
