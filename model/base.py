@@ -146,7 +146,7 @@ class LongformerPreTrainedModel(nn.Module):
                 pytorch_model.bin), or a name on the hub.
             config: instead of the directory's own; or where to read it.
             dtype: of the floating-point parameters; None is float32, "auto" what the checkpoint has. (Also ``torch_dtype``.)
-            device: where to put the model.
+            device: where to put the model; None is the CPU. (Also ``device_map``: a device, or "auto", a GPU if there is one.)
             ignore_mismatched_sizes: let parameters whose shape differs be new instead of raising.
             output_loading_info: also return {"missing_keys", "unexpected_keys", "mismatched_keys"}.
             overrides: fields of the configuration, arguments of the constructor (``add_pooling_layer``), or options of the
@@ -157,7 +157,8 @@ class LongformerPreTrainedModel(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, damaged, no checkpoint of tensors, or has parameters of another shape.
-            NotImplementedError: a RoBERTa that is a decoder or has relative positions.
+            NotImplementedError: a RoBERTa that is a decoder or has relative positions, or an argument of transformers that asks
+                for what is not here, such as a model spread over devices.
             ValueError, TypeError: the configuration or an argument does not fit.
         """
         model, report = loading.load(

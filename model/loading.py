@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from longformer_triton.model.base import LongformerPreTrainedModel
 
 _log = logging.getLogger(__name__)
-# Arguments of transformers that choose among ways to load or compute of which there is one here.
+# Arguments of transformers that choose among ways to load or compute of which there is one here, with the same result.
 _ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "weights_only")
 # Those that ask for what is not here, unless they are None or False.
 _ABSENT = (
     "from_flax", "from_tf", "gguf_file", "key_mapping", "load_in_4bit", "load_in_8bit", "max_memory", "offload_folder",
     "offload_state_dict", "proxies", "quantization_config", "resume_download", "state_dict", "tp_plan", "variant",
 )  # fmt: skip
+# Ways of transformers to spread layers over devices.
+_SPLITS = ("balanced", "balanced_low_0", "sequential")
 # Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
 _PREFIXES = ("longformer.", "roberta.")
 # Names in files that were converted from TensorFlow.
@@ -90,9 +92,13 @@ def load(
     options = dict(options)
     older = options.pop("torch_dtype", None)
     dtype = older if dtype is None else dtype
-    if "device_map" in options:
-        device = _whole_device(options.pop("device_map"), device)
+    device = _whole_device(options.pop("device_map", None), device)
     place = backends.present("cpu" if device is None else device)  # before anything is read
+    if options.get("use_safetensors") is False:
+        raise NotImplementedError(
+            "use_safetensors: got False, expected True or None: PyTorch's older files are read where there are no safetensors. "
+            "Leave it out, and where there are both, move the safetensors away."
+        )
     for name in _ONE_WAY:
         options.pop(name, None)
     check_asks_for_nothing({name: options.pop(name) for name in _ABSENT if name in options}, "load a directory of weights")
@@ -155,11 +161,20 @@ def assemble(
 
 
 def _whole_device(device_map: Any, device: torch.device | str | int | None) -> torch.device | str | int | None:
-    if device_map in (None, "auto"):
+    """The one device that ``device_map`` says; "auto" is a GPU if there is one, unless ``device`` says otherwise."""
+    if device_map is None:
         return device
-    if isinstance(device_map, (str, int, torch.device)):
-        return device_map
-    raise NotImplementedError(f"device_map: got {device_map!r}, expected one device for all layers, such as 'cuda:0'.")
+    if device_map == "auto":
+        return ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    if not isinstance(device_map, (str, int, torch.device)) or device_map in _SPLITS:
+        raise NotImplementedError(
+            f"device_map: got {device_map!r}, expected 'auto' or one device for all layers, such as 'cuda:0': models are not "
+            "split here."
+        )
+    try:
+        return backends.present(device_map)
+    except ValueError as error:
+        raise ValueError(str(error).replace("device", "device_map", 1)) from None
 
 
 def _skeleton(

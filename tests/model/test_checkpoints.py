@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import longformer_triton
 from longformer_triton import LongformerConfig, LongformerForMaskedLM, LongformerModel
-from longformer_triton.model import files
+from longformer_triton.model import files, loading
 
 each_model = pytest.mark.parametrize("name", MODELS)
 FORMATS = {
@@ -237,10 +237,21 @@ def test_a_dtype_of_no_parameters_is_refused(in_bfloat16, dtype):
 
 
 @pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cpu", None], ids=repr)
-def test_every_parameter_is_on_the_device_that_was_asked_for(in_bfloat16, device):
-    loaded = LongformerForMaskedLM.from_pretrained(in_bfloat16[0], device=device)
+@pytest.mark.parametrize("argument", ["device", "device_map"])
+def test_every_parameter_is_on_the_device_that_was_asked_for(in_bfloat16, argument, device):
+    loaded = LongformerForMaskedLM.from_pretrained(in_bfloat16[0], **{argument: device})
     expected = torch.device("cpu" if device is None else device)
     assert {parameter.device for parameter in loaded.parameters()} == {loaded.device} == {expected}
+
+
+@pytest.mark.parametrize(("has_gpu", "expected"), [(True, "cuda"), (False, "cpu")], ids=["with_gpu", "without"])
+def test_the_automatic_map_is_a_gpu_where_there_is_one(in_bfloat16, monkeypatch, has_gpu, expected):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(loading.backends, "present", lambda device: asked.append(device) or torch.device("meta"))
+    LongformerForMaskedLM.from_pretrained(in_bfloat16[0], device_map="auto")
+    LongformerForMaskedLM.from_pretrained(in_bfloat16[0], device_map="auto", device="cpu")
+    assert asked == [expected, "cpu"]
 
 
 def test_new_parameters_have_the_dtype_and_the_device_too(tmp_path):
@@ -282,7 +293,8 @@ def test_arguments_have_transformers_names(transformers, tmp_path):
     ours("LongformerModel").config.save_pretrained(tmp_path, push_to_hub=False)
     ours("LongformerModel").save_pretrained(save_directory=tmp_path, **nothing)
     options = {"state_dict": None, "variant": None, "weights_only": True, "from_tf": False, "load_in_8bit": False}
-    LongformerModel.from_pretrained(pretrained_model_name_or_path=tmp_path, **options)
+    one_way = {"attn_implementation": "sdpa", "low_cpu_mem_usage": True, "trust_remote_code": True, "use_safetensors": True}
+    LongformerModel.from_pretrained(pretrained_model_name_or_path=tmp_path, **options, **one_way)
     with pytest.raises(NotImplementedError, match=r"^push_to_hub: got True, .*upload_folder"):
         ours("LongformerModel").save_pretrained(tmp_path, push_to_hub=True)
     with pytest.raises(NotImplementedError, match=r"^variant: got 'fp16'"):
@@ -300,8 +312,12 @@ def test_arguments_have_transformers_names(transformers, tmp_path):
             r"^config: got a builtins.dict, expected a LongformerConfig of this package",
         ),
         ({"attention_window": 7}, ValueError, r"^attention_window: got 7"),
+        ({"use_safetensors": False}, NotImplementedError, r"^use_safetensors: got False, expected True or None"),
+        ({"device_map": "balanced"}, NotImplementedError, r"^device_map: got 'balanced', expected 'auto' or one device"),
+        ({"device_map": {"encoder": 0}}, NotImplementedError, r"^device_map: got \{'encoder': 0\}, expected 'auto'"),
+        ({"device_map": "cuda0"}, ValueError, r"^device_map: got 'cuda0', expected a torch.device"),
     ],
-    ids=["misspelt", "two", "dictionary", "odd_window"],
+    ids=["misspelt", "two", "dictionary", "odd_window", "no_safetensors", "balanced", "split", "no_device"],
 )
 def test_an_argument_that_does_not_fit_is_refused_by_name(in_bfloat16, options, exception, message):
     with pytest.raises(exception, match=message):
