@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -32,20 +33,23 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
     """The inputs in files or standard input, bad lines among them marked.
 
     Raises:
-        typer.BadParameter: a file is not there, or the format unknown.
+        typer.BadParameter: a file is not there, or the format unknown; raised before anything is read.
     """
     if form is not None and form not in _FORMATS:
         raise typer.BadParameter(f"got {form!r}, expected one of {', '.join(_FORMATS)}", param_hint="--input")
-    for path in files or [STANDARD_INPUT]:
+    paths = files or [STANDARD_INPUT]
+    for path in paths:
+        with contextlib.suppress(OSError):  # of a folder that may not be read: opening says so
+            # Pipes are files here too.
+            if path != STANDARD_INPUT and (path.is_dir() or not path.exists()):
+                what = "a folder, expected files" if path.is_dir() else "no such file"
+                raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
+    for path in paths:
         chosen = format_of(path, form)
-        if str(path) == "-":
+        if path == STANDARD_INPUT:
             yield from _decoded("standard input", sys.stdin, chosen)
             continue
         try:
-            # Pipes are files here too.
-            if path.is_dir() or not path.exists():
-                what = "a folder, expected files" if path.is_dir() else "no such file"
-                raise typer.BadParameter(f"{path}: {what}", param_hint="FILES")
             file = path.open(encoding="utf-8")
         except OSError as error:
             yield Item(str(path), reason_of(error), is_bad=True)

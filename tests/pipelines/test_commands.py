@@ -290,6 +290,13 @@ def test_what_cannot_run_ends_with_status_two(checkpoints, arguments, message):
     assert message in " ".join(result.stderr.split())
 
 
+def test_a_wrong_name_is_refused_before_the_files_in_front_of_it_are_read(checkpoints, tmp_path):
+    (tmp_path / "many.txt").write_text(f"{TEXT}\n" * 100)
+    result = call("tokenize", checkpoints, "--input", "lines", tmp_path / "many.txt", "typo.txt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "typo.txt: no such file" in result.stderr
+
+
 def test_a_directory_that_is_none_is_named():
     result = CliRunner().invoke(app, ["embed", "--model", "./absent", "--device", "cpu"], input="")
     assert result.exit_code == 2
