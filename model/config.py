@@ -215,9 +215,10 @@ class LongformerConfig:
         entries = read_json(path)
         model_type = entries.get("model_type", cls.model_type)
         if model_type not in settings.READABLE_TYPES:
+            nowhere = "others are not served, but for bert (convert_to_longformer) and led (patch_transformers)"
             raise CheckpointError(
                 f"{path}: got model_type {model_type!r}, expected one of {', '.join(settings.READABLE_TYPES)}: "
-                "make a Longformer of it with convert_to_longformer."
+                f"{settings.ELSEWHERE.get(str(model_type), nowhere)}."
             )
         if model_type != cls.model_type:
             settings.check_is_encoder({**entries, **overrides}, path)

@@ -23,6 +23,11 @@ _told: set[str] = set()
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # RoBERTa's encoder has Longformer's layout but for the global projections, which then begin as copies of the local ones.
 READABLE_TYPES = ("longformer", "roberta", "xlm-roberta", "camembert")
+# What else is served, and how.
+ELSEWHERE = {
+    "bert": "make a Longformer of it with convert_to_longformer",
+    "led": "load it with transformers, and patch_transformers(model) lets its encoder compute with these kernels",
+}
 # Fields that transformers does not have, and their defaults: written only where they differ.
 OWN_FIELDS = {"absorb_global_projections": "auto", "max_globals": None}
 # Fields that modules take over when they are built. Not among them: sizes that a user changes together with a module, such as

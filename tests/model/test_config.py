@@ -380,10 +380,12 @@ def test_a_later_change_is_checked_on_request():
         (b"\xff\xfe\x00", "no JSON"),
         (b"", "no JSON"),
         (b"[1]", "list.*JSON object"),
-        (b'{"model_type": "bert"}', "'bert'.*longformer, roberta, xlm-roberta, camembert.*convert_to_longformer"),
+        (b'{"model_type": "bert"}', "'bert'.*longformer, roberta, xlm-roberta, camembert: .*convert_to_longformer"),
+        (b'{"model_type": "led"}', r"'led'.*camembert: .*patch_transformers\(model\)"),
+        (b'{"model_type": "t5"}', r"'t5'.*camembert: others are not served, but for bert \(convert_to_longformer\)"),
         (b'{"model_type": null}', "None.*longformer"),
     ],
-    ids=["cut", "binary", "empty", "array", "other_model", "null_model"],
+    ids=["cut", "binary", "empty", "array", "bert", "led", "other_model", "null_model"],
 )
 def test_a_file_that_is_no_configuration_is_refused_with_its_name(tmp_path, content, words):
     (tmp_path / "config.json").write_bytes(content)
