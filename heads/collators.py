@@ -30,6 +30,11 @@ _BY_TASK = {
     "fill-mask": "none",
 }
 _NAMES = ("first", "question", "none")
+# What tokenizers give on request, for whoever makes the labels, and no model takes.
+_NO_INPUTS = frozenset((
+    "length", "num_truncated_tokens", "offset_mapping", "overflow_to_sample_mapping", "overflowing_tokens",
+    "special_tokens_mask",
+))  # fmt: skip
 _LABELLED_TOKENS = ("token-classification", "fill-mask")
 # Of the tokens that are chosen, the shares that become <mask> and that become any word (arXiv 1810.04805, section 3.1).
 _MASK_SHARE, _ANY_SHARE = 0.8, 0.1
@@ -82,6 +87,8 @@ class GlobalAttentionCollator:
 
     ``global_attention_mask`` of a row is taken as it is. Labels of tokens are padded with -100, ``label`` becomes ``labels``,
     positions of answers move along with padding on the left, and the rows of multiple choice hold one list for each choice.
+    What tokenizers give on request and no model takes (``offset_mapping``, ``overflow_to_sample_mapping``, ``length``,
+    ``special_tokens_mask``, ...) is left out; other columns of numbers stay.
 
     Args:
         tokenizer: pads; its ``padding_side`` is followed.
@@ -121,6 +128,7 @@ class GlobalAttentionCollator:
             )
         self.tokenizer, self.task, self.pad_to_multiple_of = tokenizer, task, pad_to_multiple_of
         self.global_attention = _BY_TASK[task] if global_attention is None else global_attention
+        self._left_out = _NO_INPUTS
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch of rows.
@@ -137,6 +145,7 @@ class GlobalAttentionCollator:
             TypeError: an entry holds text, or None, instead of numbers.
         """
         flat, choices = _checked(rows, nested=self.task == "multiple-choice")
+        flat = [{name: value for name, value in row.items() if name not in self._left_out} for row in flat]
         batch = _padded(self.tokenizer, flat, self.pad_to_multiple_of, self.task in _LABELLED_TOKENS)
         if "global_attention_mask" not in batch:
             batch["global_attention_mask"] = self._mask(batch["input_ids"], batch["attention_mask"])
@@ -207,6 +216,7 @@ class MaskedLanguageCollator:
         self._pad = GlobalAttentionCollator(
             tokenizer, "fill-mask", global_attention=global_attention, pad_to_multiple_of=pad_to_multiple_of
         )
+        self._pad._left_out = _NO_INPUTS - {"special_tokens_mask"}  # which says what is never chosen
         self._has_globals = global_attention is not None
         self._words = ordinary_words(tokenizer)
 

@@ -242,6 +242,23 @@ def test_tensors_in_the_rows_do_as_lists_do(tokenizer):
     assert all(torch.equal(value, expected[name]) for name, value in collator(tensors).items())
 
 
+@pytest.mark.parametrize("task", ["question-answering", "multiple-choice"])
+def test_what_the_tokenizer_gives_for_labels_does_not_reach_the_model(tokenizer, task):
+    """Rows of one length, and of several, which would not even be a tensor."""
+    given = {f"return_{name}": True for name in ("offsets_mapping", "overflowing_tokens", "special_tokens_mask", "length")}
+    encoded = tokenizer([" who was it"] * 2, [" the cat", " a tree saw the cat"], **given)
+    assert {"offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask", "length"} < set(encoded)
+    rows = [{name: encoded[name][number] for name in encoded} for number in (0, 1)]
+    if task == "multiple-choice":
+        rows = [{name: [value] for name, value in row.items()} for row in rows]
+    collator = GlobalAttentionCollator(tokenizer, task)
+    for several in (rows, rows[:1]):
+        assert set(collator(several)) == {"input_ids", "attention_mask", "global_attention_mask"}
+    if task == "question-answering":
+        assert set(MaskedLanguageCollator(tokenizer)(rows)) == {"input_ids", "attention_mask", "labels"}
+        assert "weight" in collator([{**row, "weight": 0.5} for row in rows]), "what else there is stays"
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
