@@ -96,8 +96,9 @@ class GlobalAttentionCollator:
             of :func:`pipeline`.
         global_attention: None for what the task's head would make global by itself
             (:mod:`longformer_triton.heads.global_tokens`); "first" for the first token, "question" for what precedes the first
-            separator, "none"; or a function of the padded batch, such as those of
-            :mod:`longformer_triton.tokenization.global_attention`.
+            separator, "none"; or a function of the padded batch. Such are ``first_token``, ``token_ids``, ``every`` and
+            ``token_spans`` of :mod:`longformer_triton.tokenization.global_attention`; its others ask what is part of which
+            text, or for characters, which a padded batch does not say: call the tokenizer with them.
         pad_to_multiple_of: the length of batches is a multiple of it; nothing here needs that.
 
     Raises:

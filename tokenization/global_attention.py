@@ -67,8 +67,13 @@ def question(encoded: BatchEncoding) -> Any:
         A mask of the form of ``input_ids``.
 
     Raises:
-        ValueError: the rows are no pairs.
+        ValueError: the rows are no pairs, or ids alone, which do not say what is part of which text.
     """
+    if encoded.encodings is None:
+        raise ValueError(
+            "encoded: got ids alone, expected the result of calling the tokenizer, which knows the parts of pairs. A collator "
+            "takes the name instead: global_attention='question'."
+        )
     if encoded.n_sequences != 2:
         raise ValueError(
             "global_attention: got 'question' for texts without a second part, expected pairs: tokenizer(questions, texts, "

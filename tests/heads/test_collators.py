@@ -224,6 +224,33 @@ def test_other_global_tokens_than_the_tasks(tokenizer, kind):
     assert batch["global_attention_mask"].nonzero()[:, 1].tolist() == expected
 
 
+def test_functions_of_ids_do_for_batches(tokenizer):
+    rows = rows_of(tokenizer, "fill-mask")
+    for choose, expected in (
+        (global_attention.first_token, [0, 0]),
+        (lambda batch: global_attention.token_ids(batch, [0]), [0, 0]),
+        (lambda batch: global_attention.every(batch, 5, start=1), [1, 1, 6]),
+        (lambda batch: global_attention.token_spans(batch, [[(1, 2)], [(2, 4)]]), [1, 2, 3]),
+    ):
+        batch = GlobalAttentionCollator(tokenizer, "fill-mask", global_attention=choose)(rows)
+        assert batch["global_attention_mask"].nonzero()[:, 1].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (global_attention.question, "ids alone, .*the parts of pairs. A collator takes the name"),
+        (lambda batch: global_attention.character_spans(batch, [[(0, 2)]] * 2), "ids alone, .*which knows characters"),
+        (lambda batch: global_attention.sentence_starts(batch, ["a"] * 2), "ids alone, .*which knows characters"),
+    ],
+    ids=["question", "character_spans", "sentence_starts"],
+)
+def test_functions_of_more_than_ids_say_so(tokenizer, choose, message):
+    collator = GlobalAttentionCollator(tokenizer, "question-answering", global_attention=choose)
+    with pytest.raises(ValueError, match=rf"^encoded: got {message}"):
+        collator(rows_of(tokenizer, "question-answering"))
+
+
 def test_first_means_the_first_real_token(left):
     batch = GlobalAttentionCollator(left, "fill-mask", global_attention="first")(rows_of(left, "fill-mask"))
     assert batch["global_attention_mask"].argmax(1).tolist() == (batch["attention_mask"].argmax(1)).tolist()
