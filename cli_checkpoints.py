@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longformer_triton.cli_common import in_one_line, names, numbers
+from longformer_triton.cli_common import in_one_line, names, not_empty, numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,12 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A RoBERTa, XLM-R, CamemBERT or BERT checkpoint: its directory or hub name.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A RoBERTa, XLM-R, CamemBERT or BERT checkpoint: its directory or hub name.",
+            callback=not_empty,
+        ),
     ],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new or empty directory for the Longformer.")],
     max_positions: Annotated[
@@ -103,7 +108,12 @@ def fits(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A checkpoint's directory or hub name; the default is the paper's two sizes."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A checkpoint's directory or hub name; the default is the paper's two sizes.",
+            callback=not_empty,
+        ),
     ] = None,
     length: Annotated[str | None, typer.Option(help="Ask whether texts of so many tokens fit, such as 16k.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Texts that run together, all of that length.")] = 1,

@@ -14,6 +14,7 @@ import typer
 RESUMED_AND_DRAWN = typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the default is a GPU if there is one.")]
 
+_FORMATS = ("text", "lines", "jsonl")
 # What to do about an error of the system, by its number.
 _ADVICE = {
     errno.ENOENT: "check how it is written",
@@ -87,6 +88,23 @@ def _no_more_than_cpus(threads: int | None) -> int | None:
 
 
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's.", min=1, callback=_no_more_than_cpus)]
+
+
+def not_empty(name: str | None) -> str | None:
+    """A callback for options that name a checkpoint: refuses "", which a shell makes of a variable that is not set."""
+    if name == "":
+        raise typer.BadParameter("got nothing, expected a directory, or a name on the hub; is a variable of the shell not set?")
+    return name
+
+
+def known_format(form: str | None) -> str | None:
+    """A callback for options that name a format of files: refuses others."""
+    if form is not None and form not in _FORMATS:
+        raise typer.BadParameter(f"got {form!r}, expected one of {', '.join(_FORMATS)}")
+    return form
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint directory, or a name on the hub.", callback=not_empty)]
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ import typer
 from longformer_triton.cli_common import reason_of
 
 _AT_ONCE = 64
-_FORMATS = ("text", "lines", "jsonl")
 STANDARD_INPUT = pathlib.Path("-")
 
 
@@ -33,10 +32,8 @@ def read_items(files: Sequence[pathlib.Path] | None, form: str | None) -> Iterat
     """The inputs in files or standard input, bad lines among them marked.
 
     Raises:
-        typer.BadParameter: a file is not there, or the format unknown; raised before anything is read.
+        typer.BadParameter: a file is not there; raised before anything is read.
     """
-    if form is not None and form not in _FORMATS:
-        raise typer.BadParameter(f"got {form!r}, expected one of {', '.join(_FORMATS)}", param_hint="--input")
     paths = files or [STANDARD_INPUT]
     for path in paths:
         with contextlib.suppress(OSError):  # of a folder that may not be read: opening says so

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longformer_triton.cli_common import in_one_line
+from longformer_triton.cli_common import Model, in_one_line, known_format, not_empty
 
 
 def register(app: typer.Typer) -> None:
@@ -17,12 +17,18 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Text files in UTF-8.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint directory, or a name on the hub.")],
+    model: Model,
     out: Annotated[pathlib.Path, typer.Option("--out", help="Folder of the run; the same command goes on there.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Another directory or name than the model's.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Another directory or name than the model's.", callback=not_empty)
+    ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--input", help="text: a file is one text; lines: a line is one; jsonl. Default: by the suffix."),
+        typer.Option(
+            "--input",
+            help="text: a file is one text; lines: a line is one; jsonl. Default: by the suffix.",
+            callback=known_format,
+        ),
     ] = None,
     seq_len: Annotated[
         int | None, typer.Option(min=3, help="Tokens in a row; the default is all that the model takes.")
@@ -44,7 +50,10 @@ def pretrain(
         bool, typer.Option("--gradient-checkpointing", help="Compute activations again in backward: less memory, more time.")
     ] = False,
     validation_share: Annotated[float, typer.Option(help="Share of the rows that is held out; 0: none.")] = 0.02,
-    validation: Annotated[list[pathlib.Path] | None, typer.Option(help="Held-out texts instead; may be repeated.")] = None,
+    validation: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Held-out texts instead; may be repeated."),
+    ] = None,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps; the default is --save-every.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps from checkpoint to checkpoint.")] = 500,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints that stay.")] = 2,
@@ -96,7 +105,7 @@ def pretrain(
         cpu=cpu,
     )
     try:
-        with in_one_line(NotImplementedError, FloatingPointError, out=out):
+        with in_one_line(TypeError, NotImplementedError, FloatingPointError, out=out):
             train(options, console, prepare_only=prepare_only)
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from the last checkpoint in {out}.")

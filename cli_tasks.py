@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longformer_triton.cli_common import Device, device_or_best, in_one_line
+from longformer_triton.cli_common import Device, Model, device_or_best, in_one_line, known_format
 from longformer_triton.cli_inputs import (
     STANDARD_INPUT,
     Item,
@@ -21,7 +21,6 @@ from longformer_triton.cli_inputs import (
     without_nulls,
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint directory, or a name on the hub.")]
 Files = Annotated[list[pathlib.Path] | None, typer.Argument(help="Files; none, or -, is standard input.")]
 Format = Annotated[
     str | None,
@@ -29,6 +28,7 @@ Format = Annotated[
         "--input",
         help='text: a file is one text; lines: a line is one; jsonl: a line is JSON, a text or an object with "text" (and the '
         "task's other fields). Default: by the suffix.",
+        callback=known_format,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON lines, each with its input's name.")]
@@ -279,7 +279,7 @@ def tokenize(
     """
     from longformer_triton.tokenization import LongformerTokenizer
 
-    with in_one_line(model=pathlib.Path(model)):
+    with in_one_line(TypeError, model=pathlib.Path(model)):
         tokenizer = LongformerTokenizer.from_pretrained(model)
 
     def all_of(texts: list[Any], **options: Any) -> list[Any]:  # noqa: ARG001 - what pipelines take

@@ -63,7 +63,7 @@ def pretrain(options: PretrainingOptions, console: Console | None = None, *, pre
         The directory of the trained model, or None.
 
     Raises:
-        ValueError: options that do not fit, or a checkpoint that cannot be read; nothing has been written then.
+        ValueError, TypeError: options that do not fit, or a checkpoint that cannot be read; nothing has been written then.
         NotImplementedError: a checkpoint that no Longformer computes; nothing has been written then.
         FloatingPointError: the loss is no number any more.
     """

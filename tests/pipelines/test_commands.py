@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -301,6 +302,33 @@ def test_a_directory_that_is_none_is_named():
     result = CliRunner().invoke(app, ["embed", "--model", "./absent", "--device", "cpu"], input="")
     assert result.exit_code == 2
     assert "absent" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["embed", "--model", ""], "'--model' / '-m'"),
+        (["tokenize", "--model", ""], "'--model' / '-m'"),
+        (["fits", "--model", ""], "'--model' / '-m'"),
+        (["convert", "", "long"], "'SRC'"),
+        (["pretrain", "--model", "", "--out", "run", "a.txt"], "'--model' / '-m'"),
+        (["pretrain", "--model", "checkpoint", "--tokenizer", "", "--out", "run", "a.txt"], "'--tokenizer'"),
+    ],
+    ids=["embed", "tokenize", "fits", "convert", "pretrain", "pretrain_tokenizer"],
+)
+def test_an_empty_name_of_a_checkpoint_is_a_usage_error(arguments, option):
+    """As ``--model "$UNSET"`` of a shell gives it."""
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"Invalid value for {option}: got nothing, expected a" in " ".join(result.stderr.replace("│", "").split())
+
+
+def test_a_tokenizer_of_another_kind_is_one_line_and_status_two(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["tokenize"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"sep_token": 5}')
+    result = call("tokenize", {"tokenize": tmp_path}, input=TEXT)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: sep_token: got int, expected a str")
 
 
 @pytest.mark.parametrize("command", LINES)

@@ -121,26 +121,39 @@ def test_from_a_roberta_to_answers(speeches, tmp_path):
 
 
 def test_a_bad_option_is_one_line_and_status_two(tmp_path):
-    """And nothing is written."""
+    """And names the option, and nothing is written."""
     model, texts = make_model(tmp_path / "model"), make_texts(tmp_path / "texts")
-    for option, message in ((("--seq-len", "500"), "seq_len: got 500"), (("--input", "xml"), "form: got 'xml'")):
+    for option, message in (
+        (("--seq-len", "500"), "error: seq_len: got 500"),
+        (("--input", "xml"), "Invalid value for '--input': got 'xml', expected one of text, lines, jsonl"),
+        (("--validation", "absent.txt"), "Invalid value for '--validation': "),
+        (("--validation", "."), "Invalid value for '--validation': "),
+    ):
         arguments = ["pretrain", "--model", model, "--out", tmp_path / "run", "--cpu", *option, *texts]
         result = CliRunner().invoke(app, list(map(str, arguments)))
         assert result.exit_code == 2
-        assert f"error: {message}" in result.stderr
+        assert message in " ".join(result.stderr.replace("│", "").split())
         assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_no_longformer_computes_is_one_line_and_status_two(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta", "is_decoder": True}, "config.json: got is_decoder true, expected an encoder"),
+        ({"hidden_size": "12"}, "error: hidden_size: got '12', expected an int"),
+    ],
+    ids=["decoder", "size_of_another_kind"],
+)
+def test_a_checkpoint_that_no_longformer_computes_is_one_line_and_status_two(tmp_path, changes, message):
     model, texts = make_model(tmp_path / "model"), make_texts(tmp_path / "texts")
-    entries = {**json.loads((model / "config.json").read_text()), "model_type": "roberta", "is_decoder": True}
+    entries = {**json.loads((model / "config.json").read_text()), **changes}
     (model / "config.json").write_text(json.dumps(entries))
     arguments = ["pretrain", "--model", model, "--out", tmp_path / "run", "--cpu", *texts]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 2
     assert "error: " in result.stderr
-    assert "config.json: got is_decoder true, expected an encoder" in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "run").exists()
 
 
