@@ -44,6 +44,32 @@ class QuestionAnswering(Pipeline):
         """One input, in words."""
         return "{'question': a text, 'context': a text}"
 
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        question: str | None = None,
+        context: str | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Do the task.
+
+        Args:
+            inputs, progress, options: as for every pipeline.
+            question, context: one input in two arguments, as transformers takes it too; then there are no ``inputs``.
+
+        Returns:
+            The result of one input, a list of results, or a generator of them.
+
+        Raises:
+            ValueError, TypeError: as for every pipeline; or there are ``inputs`` and a question or context beside them.
+        """
+        apart = {name: text for name, text in (("question", question), ("context", context)) if text is not None}
+        if apart and inputs is not None:
+            raise TypeError(f"inputs: got some beside {' and '.join(apart)}, expected either, and each input with both in it.")
+        return super().__call__(apart or inputs, progress=progress, **options)
+
     def options(self, *, top_k: int = 1, max_answer_tokens: int = 30, null_answer: bool = False) -> dict[str, Any]:
         """What a call may say besides its inputs.
 

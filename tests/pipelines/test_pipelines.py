@@ -202,6 +202,19 @@ def test_long_texts_are_split_and_every_part_is_seen(task, checkpoints):
     assert max(places) > length - 50
 
 
+def test_a_question_and_its_context_may_be_two_arguments(checkpoints):
+    ask, one = pipeline("question-answering", checkpoints["question-answering"]), INPUTS["question-answering"]
+    assert ask(**one, top_k=2) == ask(one, top_k=2)
+    for given, error, message in (
+        ({"question": "who"}, ValueError, "input 0: got no 'context' among .'question'., expected {'question': a text"),
+        ({"question": "who", "context": [TEXT]}, TypeError, "input 0: got list for 'context', expected {'question': a text"),
+        ({"inputs": one, "question": "who"}, TypeError, "inputs: got some beside question, expected either"),
+        ({}, TypeError, "inputs: got NoneType, expected {'question': a text"),
+    ):
+        with pytest.raises(error, match=message):
+            ask(**given)
+
+
 def test_answers_never_come_from_the_question(checkpoints):
     pipe = pipeline("question-answering", checkpoints["question-answering"])
     for one in pipe({"question": "who saw a dog", "context": "the cat runs"}, top_k=100):
