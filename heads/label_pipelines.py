@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longformer_triton.heads.global_tokens import first_token
 from longformer_triton.heads.pipelines import Pipeline, Row, check_unicode, fields
+from longformer_triton.kernels.precision import to_accumulation_dtype
 from longformer_triton.model.settings import check_at_least
 
 
@@ -233,6 +234,7 @@ class Embedding(Pipeline):
         states = self.model(
             input_ids, attention_mask=attention_mask, global_attention_mask=first_token(input_ids)
         ).last_hidden_state
+        states = to_accumulation_dtype(states)  # a sum over a long text is beyond float16
         real = attention_mask[..., None].to(states.dtype)
         mean = (states * real).sum(1) / real.sum(1)
         return torch.stack((mean, states[:, 0]), 1)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import types
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from text_cases import tokenizer_of
 from tokenizers import AddedToken
 
 import longformer_triton
+from longformer_triton.heads.label_pipelines import Embedding
 from longformer_triton.heads.pipelines import pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,6 +184,14 @@ def test_the_mean_of_an_embedding_is_over_real_tokens(checkpoints, tokenizer):
     found = pipe([TEXT, LONG[:150]])[0]
     torch.testing.assert_close(torch.tensor(found["mean"]), states.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(found["cls"]), states[0], atol=1e-5, rtol=0)
+
+
+def test_the_mean_of_an_embedding_is_a_number_in_half_precision():
+    """The sum is beyond the largest float16, 65504."""
+    states = torch.full((1, 1000, 2), 100.0, dtype=torch.float16)
+    stub = types.SimpleNamespace(model=lambda *_, **__: types.SimpleNamespace(last_hidden_state=states))
+    mask = torch.ones(1, 1000, dtype=torch.int64)
+    assert Embedding.forward(stub, mask, mask).tolist() == [[[100.0, 100.0]] * 2]
 
 
 @pytest.mark.parametrize("task", [task for task in HEADS if task not in ("question-answering", "token-classification")])
