@@ -115,7 +115,7 @@ class Backend:
 
         Raises:
             ValueError: the texts cannot be cut as ``setting`` says.
-            TypeError: something is no text; :func:`longformer_triton.tokenization.inputs.explain` says which.
+            TypeError: something is no text; :func:`longformer_triton.tokenization.options.explain` says which.
         """
         try:
             return self.view(setting).encode_batch(batch, is_pretokenized=split_into_words, add_special_tokens=special)
@@ -173,7 +173,8 @@ def check_is_byte_level(base: Tokenizer, where: str) -> None:
     if not isinstance(base.model, models.BPE) or not isinstance(base.decoder, decoders.ByteLevel):
         raise ValueError(
             f"tokenizer_file: {where} holds a {type(base.model).__name__} model with a {type(base.decoder).__name__} decoder, "
-            "expected byte-level BPE, as RoBERTa and Longformer have."
+            "expected byte-level BPE, as RoBERTa and Longformer have. transformers' AutoTokenizer reads it: in a loop of your "
+            "own, models take its ids, and MaskedLanguageCollator its rows."
         )
 
 

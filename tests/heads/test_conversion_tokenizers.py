@@ -9,6 +9,7 @@ from text_cases import tokenizer_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from longformer_triton import LongformerTokenizer, convert_to_longformer
+from longformer_triton.heads import MaskedLanguageCollator
 from longformer_triton.heads.conversion import convert
 from longformer_triton.model import CheckpointError, conversion_files
 
@@ -113,10 +114,18 @@ def test_a_tokenizer_that_ours_does_not_read_is_named_with_the_one_that_does(tmp
     assert "LongformerTokenizer, a byte-level BPE, does not read" in note
     assert "transformers' AutoTokenizer" in note
     assert {"bert": "WordPiece", "xlm-roberta": "Unigram"}[kind] in note
-    with pytest.raises(ValueError, match="expected byte-level BPE"):
+    with pytest.raises(ValueError, match=r"expected byte-level BPE.*transformers' AutoTokenizer reads it"):
         LongformerTokenizer.from_pretrained(tmp_path / "result")
     convert_to_longformer(tmp_path / "source", max_positions=100)
     assert any(record.levelname == "WARNING" and note in record.getMessage() for record in caplog.records)
+
+
+def test_a_tokenizer_that_ours_does_not_read_serves_in_a_loop_of_ones_own(tmp_path):
+    with_tokenizer(tmp_path / "source", "bert")
+    model = long(tmp_path / "source", tmp_path / "result").model
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "result")
+    batch = MaskedLanguageCollator(theirs, probability=1.0)([theirs(TEXT), theirs(PAIR[0])])
+    assert model(**batch).loss.isfinite()
 
 
 def test_a_source_without_a_tokenizer_gives_a_result_without(tmp_path):
