@@ -61,6 +61,13 @@ _INERT = frozenset((
 _READ_BY_THE_ENCODER = ("gradient_checkpointing",)
 # What AllenAI's class writes and Hugging Face's files do not have. (Theirs have attention_mode too, as "longformer".)
 _ALLENAI_MODES = ("sliding_chunks", "sliding_chunks_no_overlap", "tvm", "n2")
+# Those that no sliding window equals, and what to do.
+_REFUSED_MODES = {
+    "n2": "Windows that hold the whole text are its full attention: in config.json, set attention_mode to 'sliding_chunks' and "
+    "attention_window to the length of the longest text.",
+    "sliding_chunks_no_overlap": "Its blocks are not here, but the weights fit sliding windows too: to compute with those, set "
+    "attention_mode to 'sliding_chunks' in config.json.",
+}
 
 
 def tell_unused(entries: Mapping[str, Any]) -> None:
@@ -101,9 +108,10 @@ def from_allenai(entries: dict[str, Any]) -> dict[str, Any]:
     mode = entries.get("attention_mode")
     if mode not in _ALLENAI_MODES and "attention_dilation" not in entries and "autoregressive" not in entries:
         return entries
-    if mode in ("n2", "sliding_chunks_no_overlap"):
+    if mode in _REFUSED_MODES:
         raise NotImplementedError(
-            f"attention_mode: got {mode!r}, expected 'sliding_chunks' or 'tvm', AllenAI's exact sliding windows."
+            f"attention_mode: got {mode!r}, expected 'sliding_chunks' or 'tvm', AllenAI's exact sliding windows. "
+            f"{_REFUSED_MODES[mode]}"
         )
     dilation = entries.pop("attention_dilation", 1)
     if any(step != 1 for step in (dilation if isinstance(dilation, list) else [dilation])):

@@ -294,19 +294,19 @@ def test_windows_of_hugging_face_stay_and_so_does_their_mode(caplog, mode):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "remedy"),
     [
-        ("attention_mode", "n2"),
-        ("attention_mode", "sliding_chunks_no_overlap"),
-        ("attention_dilation", [1, 2]),
-        ("attention_dilation", 2),
-        ("autoregressive", True),
+        ("attention_mode", "n2", "attention_window to the length of the longest text"),
+        ("attention_mode", "sliding_chunks_no_overlap", "the weights fit sliding windows"),
+        ("attention_dilation", [1, 2], "takes a dilation"),
+        ("attention_dilation", 2, "takes a dilation"),
+        ("autoregressive", True, "causal on request"),
     ],
-    ids=str,
+    ids=["n2", "no_overlap", "dilations", "dilation", "autoregressive"],
 )
-def test_what_no_sliding_window_equals_is_refused(name, value):
+def test_what_no_sliding_window_equals_is_refused(name, value, remedy):
     shown = str(value).lower() if isinstance(value, bool) else repr(value).replace("[", r"\[")
-    with pytest.raises(NotImplementedError, match=rf"^{name}: got {shown}"):
+    with pytest.raises(NotImplementedError, match=rf"^{name}: got {shown}, .*{remedy}"):
         LongformerConfig.from_dict({**ALLENAI, name: value})
 
 
