@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from attention_cases import NAMES, OPTION_CASES, Case, assert_same, each, poisoned_allocations
+from attention_cases import NAMES, OPTION_CASES, Case, assert_same, each, poisoned_allocations, through
 
 from longformer_triton.kernels import AttentionPattern, longformer_attention, merge_attention, sliding_window_attention
 
@@ -32,10 +32,11 @@ NAN_CASES = {
 }
 
 
+@through
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=["nan", "inf"])
 @each(NAN_CASES)
-def test_masked_tokens_never_reach_anything(case, poison, backend):
+def test_masked_tokens_never_reach_anything(case, poison, backend, through_lse):
     """Padding is often uninitialised memory. Its values change no bit of an output or gradient, and its gradients are zero."""
     pattern, clean = case.pattern(), case.inputs()
     masked = ~pattern.key_mask[:, None, :, None]
@@ -45,7 +46,7 @@ def test_masked_tokens_never_reach_anything(case, poison, backend):
             dirty.append(with_values(tensor, (pattern.global_index < 0)[:, None, :, None], poison))
         else:
             dirty.append(with_values(tensor, masked, poison))
-    expected, got = (case.results(inputs, backend, pattern) for inputs in (clean, dirty))
+    expected, got = (case.results(inputs, backend, pattern, through_lse=through_lse) for inputs in (clean, dirty))
     assert_same(got, expected, 0)
     assert torch.equal(got["out"].masked_select(masked), torch.zeros(int(masked.sum()) * 4 * case.heads, dtype=torch.float64))
     assert (got["lse"].masked_select(masked[..., 0]) == -torch.inf).all()
@@ -55,15 +56,17 @@ def test_masked_tokens_never_reach_anything(case, poison, backend):
         assert (got["grad of query_global"].masked_select((pattern.global_index < 0)[:, None, :, None]) == 0).all()
 
 
+@through
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @each({name: NAN_CASES[name] for name in ("padded_right", "holes_dilated", "holes_grouped_dropout", "window_covers_all")})
-def test_local_query_at_global_rows_is_ignored(case, backend):
+def test_local_query_at_global_rows_is_ignored(case, backend, through_lse):
     """What the window computes in a global row is discarded: not even NaN or infinity there gets through."""
     pattern, clean = case.pattern(), case.inputs()
     is_global = pattern.global_mask[:, None, :, None]
-    expected = case.results(clean, backend, pattern)
+    expected = case.results(clean, backend, pattern, through_lse=through_lse)
     for poison in (torch.nan, torch.inf):
-        got = case.results([with_values(clean[0], is_global, poison), *clean[1:]], backend, pattern)
+        dirty = [with_values(clean[0], is_global, poison), *clean[1:]]
+        got = case.results(dirty, backend, pattern, through_lse=through_lse)
         assert_same(got, expected, 0)
         assert (got["grad of query"].masked_select(is_global) == 0).all()
 
@@ -186,19 +189,23 @@ _COVERING = {
 @pytest.mark.parametrize(
     "layout", [_padded_storage, _transposed, _every_second_channel], ids=["gaps", "channels_first", "channels_strided"]
 )
-@each({name: OPTION_CASES[name] for name in ("everything", "plain")} | _COVERING)
-def test_any_strides(case, layout):
+@through
+@each({name: OPTION_CASES[name] for name in ("everything", "plain", "global_rows")} | _COVERING)
+def test_any_strides(case, layout, through_lse):
     inputs = case.inputs()
-    assert_same(case.results([layout(tensor) for tensor in inputs], "torch"), case.results(inputs, "torch"))
+    expected = case.results(inputs, "torch", through_lse=through_lse)
+    assert_same(case.results([layout(tensor) for tensor in inputs], "torch", through_lse=through_lse), expected)
 
 
-@each({name: OPTION_CASES[name] for name in ("everything", "plain")} | _COVERING)
-def test_numbers_that_many_elements_share(case):
+@through
+@each({name: OPTION_CASES[name] for name in ("everything", "plain", "global_rows")} | _COVERING)
+def test_numbers_that_many_elements_share(case, through_lse):
     """Expanded tensors repeat one number along the channels, or one row along the tokens."""
     for dimension in (2, 3):
         expanded = [tensor.detach().narrow(dimension, 0, 1).expand_as(tensor).requires_grad_() for tensor in case.inputs()]
         dense = [tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in expanded]
-        assert_same(case.results(expanded, "torch"), case.results(dense, "torch"))
+        got, expected = (case.results(inputs, "torch", through_lse=through_lse) for inputs in (expanded, dense))
+        assert_same(got, expected)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
@@ -274,3 +281,20 @@ def test_global_rows_without_any_global_token():
     grads = torch.autograd.grad(out.sum(), inputs)
     for grad in grads[4:]:
         assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@through
+@each({name: NAN_CASES[name] for name in ("padded_right", "holes_dilated", "whole_row", "window_covers_all")})
+def test_incoming_gradients_of_masked_rows_count_for_nothing(case, through_lse):
+    """A loss that divides by the length of a padded row hands NaN back."""
+    inputs, pattern = case.inputs(), case.pattern()
+    masked, count = ~pattern.key_mask[:, None], 2 if through_lse else 1
+    outputs = case.run(inputs, "torch", pattern)
+    clean = case.cotangents(torch.float64, torch.float64)
+    dirty = [clean[0].masked_fill(masked[..., None], torch.nan), clean[1].masked_fill(masked, torch.nan)]
+    expected, got = (
+        torch.autograd.grad(outputs[:count], inputs, given[:count], retain_graph=True, allow_unused=True)
+        for given in (clean, dirty)
+    )
+    for one, two in zip(got, expected, strict=True):
+        assert one is two or torch.equal(one, two)
