@@ -100,7 +100,7 @@ def _fused_forward(layer: Layer) -> int:
     """Bytes that PyTorch's fused attention needs for a part of a window, or the global keys that join it afterwards."""
     tokens, item, sum_item, width = layer.seq_len, layer.place.item, layer.place.sum_item, layer.width
     side, stretch = min(layer.window // 2, tokens), max(1, _FUSED_NUMBERS // width)
-    rows = min(tokens, max(_FUSED_CHUNK, min(_FUSED_ROWS, _FUSED_NUMBERS // min(tokens, 2 * side + 1))))
+    rows = min(tokens, _FUSED_ROWS)
     keys = min(tokens, 2 * side + (_FUSED_CHUNK if tokens > 2 * side else rows))
     mask, of_end = rows * (2 * side + rows) * sum_item, rows * (width * item + keys * sum_item)
     call = max(of_end, min(abs(tokens - 2 * side), stretch) * width * item)

@@ -13,7 +13,6 @@ stretches of queries take turns, and global keys are one more part of them (benc
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +30,7 @@ from longformer_triton.kernels.torch_impl.tiles import Needs, bias_from, floor_w
 _CHUNK = 32
 # Queries a call elsewhere, of which the kernel takes 64 at once; more would, for the same reason, be slower.
 _ROWS = 192
-# Numbers of a call's output, and of its mask: what a call adds to memory.
+# Numbers of a call's output, and of the mask of chunks with holes: what such calls add to memory.
 _NUMBERS = 1 << 20
 
 
@@ -63,38 +62,26 @@ def forward(blocks: Blocks, scale: float, out: Tensor, lse: Tensor) -> None:
 
 def backward(blocks: Blocks, grad_out: Tensor, out: Tensor, lse: Tensor, scale: float, sums: Accumulator) -> None:
     """Add a strand's gradients; grad_out and out are [heads, length, head_dim], lse is [heads, length]."""
-    window = _Window(blocks, blocks.dtype)
+    window, strand = _Window(blocks, blocks.dtype), blocks.strand
     for rows in window.backward_calls():
         keys = window.keys_of(rows)
-        mask = window.mask(rows, keys, rows.stop - rows.start)
-        of_rows = [readable(blocks.rows_of(states, rows)) for states in (grad_out, blocks.query, out)]
-        add = functools.partial(_add_gradients, blocks, rows, *of_rows, blocks.lse_of(lse, rows), scale, sums)
-        add(window.key[:, keys], window.value[:, keys], mask, blocks.strand.places(keys))
+        band = window.mask(rows, keys, rows.stop - rows.start)
+        parts: list[tuple[Tensor, Tensor, Tensor | None, slice | Tensor]]
+        parts = [(window.key[:, keys], window.value[:, keys], band, strand.places(keys))]
         if blocks.has_global_keys(rows):
             key, value, bias, _ = blocks.global_keys(rows)
-            add(key, value, None if bias is None else bias[None, None], blocks.sample.global_position)
-
-
-def _add_gradients(
-    blocks: Blocks,
-    rows: slice,
-    grad_out: Tensor,
-    query: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    sums: Accumulator,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    places: slice | Tensor,
-) -> None:
-    """Add what some rows and some keys of the sample, at ``places``, have to do with each other."""
-    strand, states = blocks.strand, (tensor[None] for tensor in (grad_out, query, key, value, out, lse))
-    grad_query, grad_key, grad_value = gradients(*states, scale, mask=mask)
-    sums.add(0, strand.query_heads, strand.places(rows), grad_query[0])
-    sums.add(1, strand.key_heads, places, grad_key[0])
-    sums.add(2, strand.key_heads, places, grad_value[0])
+            parts.append((key, value, None if bias is None else bias[None, None], blocks.sample.global_position))
+        grad_rows, query, out_rows = (readable(blocks.rows_of(states, rows))[None] for states in (grad_out, blocks.query, out))
+        row_lse = blocks.lse_of(lse, rows)[None]
+        for key, value, mask, places in parts:
+            grad_query, grad_key, grad_value = gradients(
+                grad_rows, query, key[None], value[None], out_rows, row_lse, scale, mask=mask
+            )
+            sums.add(0, strand.query_heads, strand.places(rows), grad_query[0])
+            sums.add(1, strand.key_heads, places, grad_key[0])
+            sums.add(2, strand.key_heads, places, grad_value[0])
+            # Before the next are made
+            del grad_query, grad_key, grad_value
 
 
 def _stretches(start: int, stop: int, rows: int) -> Iterator[slice]:
@@ -119,7 +106,6 @@ class _Window:
         self.hidden = None if blocks.hole is None else bias_from(~blocks.hole, blocks.dtype)
         self.mask_dtype = blocks.dtype
         self._band: Tensor | None = None
-        self.keys_of_a_query = min(self.length, self.left + self.right + 1)
 
     def keys_of(self, rows: slice) -> slice:
         """The keys that any of these queries sees."""
@@ -137,7 +123,7 @@ class _Window:
             width = max(width, _CHUNK + self.left + self.right)
         # The ends come first, since they need most rows of the mask.
         for end in ((0, inner.start), (inner.stop, self.length)):
-            for rows in _stretches(*end, max(_CHUNK, min(_ROWS, _NUMBERS // self.keys_of_a_query))):
+            for rows in _stretches(*end, _ROWS):
                 yield rows, rows.stop - rows.start
         for rows in _stretches(inner.start, inner.stop, max(1, _NUMBERS // width // _CHUNK) * _CHUNK):
             yield rows, _CHUNK if is_chunked else rows.stop - rows.start
