@@ -140,8 +140,8 @@ class _Window:
         width = self._keys_of_a_chunk(rows, keys, chunk)
         cuts = ((query, rows, chunk), (self.key, keys, width), (self.value, keys, width))
         # [heads, chunks, tokens of a chunk, head_dim]
-        chunks = (states[:, tokens].unfold(1, size, chunk).transpose(2, 3) for states, tokens, size in cuts)
-        of_chunks, lse_of_chunks = attend(*chunks, scale, mask=self.mask(rows, keys, chunk))
+        query, key, value = (states[:, tokens].unfold(1, size, chunk).transpose(2, 3) for states, tokens, size in cuts)
+        of_chunks, lse_of_chunks = attend(query, key, value, scale, mask=self.mask(rows, keys, chunk))
         out[:, rows].unflatten(1, (-1, chunk)).copy_(of_chunks)
         lse[:, rows].unflatten(1, (-1, chunk)).copy_(lse_of_chunks)
 
