@@ -123,8 +123,6 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
 def device_or_best(requested: str | None) -> str:
     """The device asked for, else a GPU if there is one, else the CPU. Ends the command if the one asked for is not here."""
-    import torch
-
     from longformer_triton.kernels import backends
 
     if requested is not None:
@@ -132,4 +130,4 @@ def device_or_best(requested: str | None) -> str:
             return str(backends.present(requested))
         except ValueError as error:
             fail(str(error))
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return backends.best_device()

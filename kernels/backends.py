@@ -36,6 +36,11 @@ def tell_torch_is_used(device: torch.device, reason: str | None) -> None:
     _log.log(level, "PyTorch backend in use on %s%s: %s", device, where, reason)
 
 
+def best_device() -> str:
+    """A GPU that PyTorch sees, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def why_absent(device: torch.device) -> str | None:
     """None when PyTorch sees ``device`` here, else the reason."""
     if device.type in ("cpu", "meta"):

@@ -165,7 +165,7 @@ def _whole_device(device_map: Any, device: torch.device | str | int | None) -> t
     if device_map is None:
         return device
     if device_map == "auto":
-        return ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+        return backends.best_device() if device is None else device
     if not isinstance(device_map, (str, int, torch.device)) or device_map in _SPLITS:
         raise NotImplementedError(
             f"device_map: got {device_map!r}, expected 'auto' or one device for all layers, such as 'cuda:0': models are not "

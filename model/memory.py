@@ -12,6 +12,7 @@ from collections import Counter
 
 import torch
 
+from longformer_triton.kernels import backends
 from longformer_triton.model import memory_steps, memory_terms
 from longformer_triton.model.config import LongformerConfig, check_config
 from longformer_triton.model.files import size_in_bytes
@@ -274,7 +275,7 @@ def _checked(
         if not isinstance(value, bool):
             raise TypeError(f"{name}: got {value!r}, expected True or False.")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = backends.best_device()
     kind = device.type if isinstance(device, torch.device) else str(device).partition(":")[0]
     for name, given, known in (
         ("dtype", dtype, DTYPES),

@@ -70,13 +70,11 @@ def _window_workspace(layer: Layer, direction: str) -> Terms:
             # delta and lse_log2 of every row (kernels/triton_impl/launch.py)
             terms["sums of attention"] = layer.states(2 * layer.heads, layer.place.sum_item)
     elif layer.is_dense and direction == "forward":
-        # PyTorch's fused operator allocates its own results, which are then copied.
-        terms["results of fused attention"] = layer.states(layer.width)
-        terms["scaled queries"] = layer.states(layer.width) if _scales_queries(layer, direction) else 0
+        # PyTorch's fused operator allocates its own results, which are then copied, and perhaps queries times the scale.
+        terms["results of fused attention"] = layer.states((1 + _scales_queries(layer, direction)) * layer.width)
     elif layer.is_dense:
         # In float32 at least; where that is wider, with query, key, value, the output and its gradient
-        states = 8 if layer.place.is_widened else 3
-        states += _scales_queries(layer, direction)
+        states = (8 if layer.place.is_widened else 3) + _scales_queries(layer, direction)
         terms["results of fused attention"] = layer.states(states * layer.width, layer.place.sum_item)
     elif direction == "forward" and not layer.attention_dropout:
         terms["calls of fused attention"] = _fused_forward(layer)
