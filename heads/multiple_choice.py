@@ -15,8 +15,11 @@ from longformer_triton.model.outputs import LongformerMultipleChoiceModelOutput
 
 
 def _one_by_one(states: Tensor | None) -> Tensor | None:
-    """(batch, num_choices, ...) -> (batch * num_choices, ...)."""
-    return None if states is None else states.flatten(0, 1)
+    """(batch, num_choices, ...) -> (batch * num_choices, ...).
+
+    By way of one axis: merging two takes the smaller stride, which torch 2.11 cannot tell when it exports for any length.
+    """
+    return None if states is None else states.flatten().unflatten(0, (states.shape[0] * states.shape[1], *states.shape[2:]))
 
 
 class LongformerForMultipleChoice(LongformerPreTrainedModel):
