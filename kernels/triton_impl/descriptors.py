@@ -10,7 +10,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longformer_triton.kernels.layout import ceil_div
-from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.triton_impl.tuning import Target
 
 
@@ -42,14 +41,14 @@ def tiles_of(states: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(states, list(states.shape), strides, block)
 
 
-def uses_descriptors(target: Target, pattern: AttentionPattern, sources: Iterable[Tensor]) -> bool:
-    """Whether the copy engine moves tiles of ``sources``: where the device, the pattern and every tensor allow it.
+def uses_descriptors(target: Target, dilation: int, sources: Iterable[Tensor]) -> bool:
+    """Whether the copy engine moves tiles of ``sources`` for heads of one dilation: where the device and every tensor allow it.
 
     Exact float32 products are no matrix instructions and take their operands from registers, so pointers serve them better.
     """
     return (
         target.descriptors
-        and set(pattern.dilations) == {1}
+        and dilation == 1
         and all(
             fits_descriptor(states)
             and (states.dtype, target.precision_of(states.dtype)) != (torch.float32, "ieee")

@@ -89,15 +89,15 @@ def forward_steps(
 
 
 def _window_forward_steps(problem: Problem, results: Arguments) -> Iterator[Step]:
-    config, tiles = _over_keys(problem, "window_forward")
     for run in problem.runs():
+        config, tiles = _over_keys(problem, run, "window_forward")
         available = {**problem.arguments, **results, **tiles, **run}
         yield Launch.of(window_forward, problem.window_programs(run, config.block_m), config, available)
 
 
-def _over_keys(problem: Problem, kernel: str) -> tuple[Config, Arguments]:
+def _over_keys(problem: Problem, run: dict[str, int], kernel: str) -> tuple[Config, Arguments]:
     """The configuration of a kernel whose queries walk over the window's keys, and the tiles that it loads of these."""
-    by_descriptors = uses_descriptors(problem.target, problem.pattern, problem.key_value.values())
+    by_descriptors = uses_descriptors(problem.target, run["dilation"], problem.key_value.values())
     config = problem.config(kernel, descriptors=by_descriptors)
     return config, problem.tiles(problem.key_value, config.block_n, descriptors=by_descriptors)
 
@@ -174,7 +174,8 @@ def prepare_step(
     grad_out = given.out.new_zeros(()).expand_as(given.out) if given.grad_out is None else given.grad_out
     # The gradient of a sum does not fit, nor does a piece of a larger one that begins anywhere. A copy that does keeps the
     # backward pass on the copy engine, like the forward pass.
-    by_descriptors = not of_globals and uses_descriptors(problem.target, problem.pattern, [problem.query])
+    dilation = min(run["dilation"] for run in problem.runs())
+    by_descriptors = not of_globals and uses_descriptors(problem.target, dilation, [problem.query])
     # Kernels multiply a channel's number by its stride in 32 bits.
     if (by_descriptors and not fits_descriptor(grad_out)) or grad_out.stride(-1) * problem.head_dim >= 2**31:
         grad_out = fitting_copy(grad_out)
@@ -213,9 +214,9 @@ def _window_backward_steps(
 
 
 def _query_steps(problem: Problem, prepared: Arguments, grad: Tensor) -> Iterator[Step]:
-    config, tiles = _over_keys(problem, "window_grad_query")
     results = {**tensor_arguments("grad_query", grad), "grad_scale": problem.scale * problem.arguments["rescale"]}
     for run in problem.runs():
+        config, tiles = _over_keys(problem, run, "window_grad_query")
         available = {**problem.arguments, **prepared, **results, **tiles, **run}
         yield Launch.of(window_grad_query, problem.window_programs(run, config.block_m), config, available)
 
@@ -245,11 +246,11 @@ def _key_value_steps(
         for name in needed:
             sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.acc_dtype)))
     states = {"query": problem.query, "grad_out": prepared["grad_out_ptr"]}
-    by_descriptors = uses_descriptors(problem.target, problem.pattern, states.values())
-    config = problem.config("window_grad_key_value", descriptors=by_descriptors)
     numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "lse_log2")}
-    tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
     for run in problem.runs():
+        by_descriptors = uses_descriptors(problem.target, run["dilation"], states.values())
+        config = problem.config("window_grad_key_value", descriptors=by_descriptors)
+        tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
         available = {**problem.arguments, **prepared, **sums, **tiles, **run}
         yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, available)
     if problem.group > 1:

@@ -53,10 +53,14 @@ def why_not_served(local_qkv: QKV, pattern: AttentionPattern, *, dropout: bool) 
     """
     query = local_qkv[0]
     target = target_of(query.device)
-    return _why_too_far(pattern) or target.missing(
-        query.shape[3], target.precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
-        has_globals=pattern.global_mask is not None, descriptors=uses_descriptors(target, pattern, local_qkv),
+    missing = (
+        target.missing(
+            query.shape[3], target.precision_of(query.dtype), dropout=dropout, padding=pattern.key_mask is not None,
+            has_globals=pattern.global_mask is not None, descriptors=descriptors,
+        )
+        for descriptors in {uses_descriptors(target, min(step, pattern.seq_len), local_qkv) for step in pattern.dilations}
     )  # fmt: skip
+    return _why_too_far(pattern) or next(filter(None, missing), None)
 
 
 class Problem:

@@ -262,6 +262,15 @@ def test_what_the_copy_engine_cannot_address_goes_where_pointers_have_no_row(on_
     assert ops.backend_module(backends.AUTOMATIC, (states,) * 3, pattern, dropout=False).__name__.endswith("blockwise")
 
 
+def test_every_dilation_of_a_pattern_needs_rows(on_architecture):
+    """The heads without dilation have those for descriptors; of the others' pointers there are none at this width."""
+    on_architecture("sm_90")
+    states, _ = states_and_pattern(torch.float16, 256, 0)
+    for dilation, expected in ((1, "triton_impl.launch"), ((1, 3), "blockwise"), ((3, 1), "blockwise"), (3, "blockwise")):
+        pattern = AttentionPattern.from_masks(shape=(1, 8), window=4, dilation=dilation)
+        assert ops.backend_module(backends.AUTOMATIC, states, pattern, dropout=False).__name__.endswith(expected)
+
+
 def test_rows_alone_need_no_configuration(on_architecture):
     """They are those of absorbed projections, as wide as the model."""
     on_architecture("sm_100")

@@ -293,9 +293,24 @@ def test_backward_stays_on_the_copy_engine(head_dim, begins):
     given = BackwardInputs(grad_out, None, states.contiguous(), states[..., 0].contiguous())
     _, arguments = prepare_step(problem, given)
     got = arguments["grad_out_ptr"]
-    assert uses_descriptors(target, pattern, [got])
+    assert uses_descriptors(target, 1, [got])
     assert torch.equal(got, grad_out)
     assert (got is grad_out) == (head_dim == 64 and begins % 8 == 0), "what fits is not copied"
+
+
+def test_heads_without_dilation_stay_on_the_copy_engine():
+    """Whatever the dilations of other heads; a gradient that does not fit is copied for their sake."""
+    states = torch.randn(1, 4, 20, 64, dtype=torch.float16)
+    pattern = AttentionPattern.from_masks(shape=(1, 20), window=4, dilation=(2, 1, 1, 3))
+    qkv, target = (states, states, states), Target("sm_90", descriptors=True)
+    given = BackwardInputs(states.new_ones(()).expand_as(states), None, states, states[..., 0].float())
+    grads = [torch.empty_like(states) for _ in range(3)]
+    steps = [
+        *forward_steps(qkv, None, pattern, 0.25, None, grads[0], given.lse, target),
+        *backward_steps(given, qkv, None, pattern, 0.25, None, [True] * 3, grads, target),
+    ]
+    got = [(step.arguments["first_head"], step.arguments["DESCRIPTORS"]) for step in steps if "DESCRIPTORS" in step.arguments]
+    assert got == [(0, False), (1, True), (3, False)] * 3, "window_forward, window_grad_query, window_grad_key_value"
 
 
 def test_steps_are_a_list_that_runs_when_it_is_complete():
