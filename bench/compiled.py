@@ -148,13 +148,14 @@ def launches_over(
 ) -> list[Launch]:
     """Every launch of a forward pass and, with ``training``, of a backward pass for all gradients; none has run."""
     query = local_qkv[0]
+    scale = query.shape[-1] ** -0.5
     drops = Dropout(torch.tensor(1, device=query.device), 26) if dropout else None
     out, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=accumulation_dtype(query.dtype))
-    steps = [forward_steps(local_qkv, global_qkv, pattern, 0.125, drops, out, lse, target)]
+    steps = [forward_steps(local_qkv, global_qkv, pattern, scale, drops, out, lse, target)]
     if training:
         grads = [torch.zeros_like(tensor) for tensor in (*local_qkv, *(global_qkv or ()))]
         given = BackwardInputs(torch.randn_like(query), None, out, lse)
-        steps.append(backward_steps(given, local_qkv, global_qkv, pattern, 0.125, drops, [True] * 6, grads, target))
+        steps.append(backward_steps(given, local_qkv, global_qkv, pattern, scale, drops, [True] * 6, grads, target))
     return [step for step in itertools.chain(*steps) if isinstance(step, Launch)]
 
 

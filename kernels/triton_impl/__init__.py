@@ -42,5 +42,6 @@ or one of their gradients, a tensor (batch, heads, tokens, head_dim):
 ======================  ==============================================================================================
 
 Inside, ``begin`` is where the first tile starts, ``low`` and ``high`` bound what a row meets, a ``slot`` is a place in the list
-of global tokens, ``alive`` rows are loaded and count, and CHECK says how much a tile has to look at (CLEAN, EDGE, HOLES).
+of global tokens, ``alive`` rows are loaded and count, and CHECK says what a tile has to look at
+(LOW, CLEAN, HIGH, EDGE, HOLES).
 """

@@ -13,8 +13,10 @@ import triton.language as tl
 from longformer_triton.kernels.triton_impl.primitives import (
     CLEAN,
     EDGE,
+    HIGH,
     HOLES,
     INACTIVE_LSE,
+    LOW,
     RUN_TIME_NUMBERS,
     Dropout,
     HeadView,
@@ -78,12 +80,14 @@ def add_grad_key_value(
 def _window_grad_key_value(
     grad_key, grad_value, key, value, key_step, key_start, queries, grad_outs, lse_log2_ptr, delta_ptr, lse_log2_tiles,
     delta_tiles, row, begin, tile_begin, tile_end, left, right, strand, dropout, scale_log2, query_sign,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr,
-    FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr,
-    HOLD_KEPT: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FLIP_QUERY: tl.constexpr,
+    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, DROPOUT: tl.constexpr, HOLD_KEPT: tl.constexpr,
+    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the query tiles tile_begin .. tile_end - 1 of one query head; CHECK says what their pairs need checked."""
-    for tile in tl.range(tile_begin, tile_end):
+    # The copy engine knows no masks, and nothing is pipelined without it, as in :mod:`forward`.
+    STAGES: tl.constexpr = 1 if DESCRIPTORS and CHECK == HOLES else None
+    for tile in tl.range(tile_begin, tile_end, num_stages=STAGES):
         query_start = begin + tile * BLOCK_M
         step = query_start + tl.arange(0, BLOCK_M)
         token = strand.residue + step * strand.dilation
@@ -93,24 +97,28 @@ def _window_grad_key_value(
             lse_log2 = lse_log2_tiles.load([row + query_start])
             delta = delta_tiles.load([row + query_start])
             # Past the end of the head these are the next one's, whose NaN no mask on probabilities would stop.
-            delta = tl.where(real, delta, 0.0) if CHECK != CLEAN else delta
+            delta = tl.where(real, delta, 0.0) if CHECK >= EDGE else delta
         else:
             lse_log2 = load_row_numbers(lse_log2_ptr + row, token, real, INACTIVE_LSE, CHECK)
             delta = load_row_numbers(delta_ptr + row, token, real, 0.0, CHECK)
         # Masked queries may hold NaN: they are not loaded, or put to zero. [BLOCK_M, BLOCK_D] each
         alive = real & is_active(lse_log2) if CHECK == HOLES else real
-        query = load_tile(queries, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
-        grad_out = load_tile(grad_outs, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+        query = load_tile(queries, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, CHECK, DESCRIPTORS)
+        grad_out = load_tile(grad_outs, query_start, token, alive, HEAD_DIM, BLOCK_M, BLOCK_D, CHECK, DESCRIPTORS)
         query = signed(query, query_sign, FLIP_QUERY)
         # Dropout's bytes are laid out for scores with query rows; without it, transposed scores feed both products as they are.
         QUERY_ROWS: tl.constexpr = DROPOUT
         keep = keep_tile(dropout, token, key_start, strand.residue, BLOCK_N, DROPOUT)
         if QUERY_ROWS:
             low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
-            visible = visible_pairs(low, high, key_start, real, BLOCK_N, EDGE) & real[:, None]  # [BLOCK_M, BLOCK_N]
+            # Keys that a query comes too early for lie beyond the end of its window.
+            OF_KEYS: tl.constexpr = HIGH if CHECK == LOW else LOW if CHECK == HIGH else EDGE
+            visible = visible_pairs(low, high, key_start, real, BLOCK_N, OF_KEYS)  # [BLOCK_M, BLOCK_N]
+            visible = visible & real[:, None] if CHECK >= EDGE else visible
         else:
             low, high = tl.maximum(key_step - right, strand.first), tl.minimum(key_step + left, strand.last - 1)
-            visible = visible_pairs(low, high, query_start, real, BLOCK_M, EDGE)  # [BLOCK_N, BLOCK_M]
+            OF_QUERIES: tl.constexpr = EDGE if CHECK == HOLES else CHECK
+            visible = visible_pairs(low, high, query_start, real, BLOCK_M, OF_QUERIES)  # [BLOCK_N, BLOCK_M]
         grad_key, grad_value = add_grad_key_value(
             grad_key, grad_value, key, value, query, grad_out, lse_log2, delta, visible, keep, scale_log2,
             MASKED=CHECK != CLEAN, NEED_KEY=NEED_KEY, NEED_VALUE=NEED_VALUE, DROPOUT=DROPOUT, QUERY_ROWS=QUERY_ROWS,
@@ -168,12 +176,12 @@ def window_grad_key_value(
     ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_N, BLOCK_M, right, left, strand.first, strand.last, has_holes, ALIGN)
-    for phase in tl.static_range(3):  # queries that see some of the keys, all, and some again
+    for phase in tl.static_range(4):
         grad_key, grad_value = _window_grad_key_value(
             grad_key, grad_value, key, value, step, start, queries, grad_outs, lse_log2_ptr, delta_ptr, lse_log2_tiles,
             delta_tiles, row, begin, bounds[phase], bounds[phase + 1], left, right, strand, dropout, scale_log2, query_sign,
-            HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, HAS_MASK, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, HOLD_KEPT, PRECISION,
-            CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
+            HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, FLIP_QUERY, NEED_KEY, NEED_VALUE, DROPOUT, HOLD_KEPT, PRECISION,
+            UNSURE if phase == EDGE else phase, DESCRIPTORS,
         )  # fmt: skip
     in_strand = token < seq_len
     real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)

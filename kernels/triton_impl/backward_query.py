@@ -57,15 +57,17 @@ def add_grad_query(
 def _window_grad_query(
     grad_query, query, grad_out, lse_log2, delta, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin,
     tile_end, strand, dropout, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add the window's key tiles tile_begin .. tile_end - 1; CHECK says what their pairs need checked."""
-    for tile in tl.range(tile_begin, tile_end):
+    # The copy engine knows no masks, and nothing is pipelined without it, as in :mod:`forward`.
+    STAGES: tl.constexpr = 1 if DESCRIPTORS and CHECK == HOLES else None
+    for tile in tl.range(tile_begin, tile_end, num_stages=STAGES):
         key_start = begin + tile * BLOCK_N
         # [BLOCK_N, BLOCK_D] each
         key, value, real = load_keys_and_values(
-            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS
+            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, DESCRIPTORS
         )
         visible = visible_pairs(low, high, key_start, real, BLOCK_N, CHECK)  # [BLOCK_M, BLOCK_N]
         keep = keep_tile(dropout, query_token, key_start, strand.residue, BLOCK_N, DROPOUT)
@@ -155,10 +157,10 @@ def window_grad_query(
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
-    for phase in tl.static_range(3):  # the left edge of the window, what all queries see in full, the right edge
+    for phase in tl.static_range(4):
         grad_query = _window_grad_query(
             grad_query, query, grad_out, lse_log2, delta, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
             bounds[phase + 1], strand, dropout, scale_log2,
-            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
+            HEAD_DIM, BLOCK_D, BLOCK_N, DROPOUT, PRECISION, UNSURE if phase == EDGE else phase, DESCRIPTORS,
         )  # fmt: skip
     store_rows(grad_queries, token, grad_query * grad_scale, in_strand, HEAD_DIM, BLOCK_D)

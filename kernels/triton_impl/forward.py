@@ -2,8 +2,9 @@
 
 Longformer, arXiv 2004.05150, section 3, by the online softmax of FlashAttention-2. One program owns BLOCK_M queries of one
 head, in one strand (see :mod:`primitives`). It gathers the global keys outside the window of each query through their index,
-in narrow tiles, then walks over the window: tiles cut by its left edge, tiles that all queries see in full, tiles cut by its
-right edge. All keys join one softmax. It reads query, key, value and writes out and lse for its queries.
+in narrow tiles, then walks over the window: tiles in which windows begin, tiles that all queries see in full, tiles in which
+windows end, and tiles that have to be looked at more closely. All keys join one softmax. It reads query, key, value and writes
+out and lse for its queries.
 """
 
 from __future__ import annotations
@@ -42,15 +43,18 @@ from longformer_triton.kernels.triton_impl.primitives import (
 def _attend_window(
     acc, row_max, row_sum, query, low, high, query_token, keys, values, key_flags_ptr, begin, tile_begin, tile_end, strand,
     dropout, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_MASK: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Fold the window's key tiles tile_begin .. tile_end - 1 into the softmax; CHECK says what their pairs need checked."""
-    for tile in tl.range(tile_begin, tile_end):
+    # The copy engine knows no masks. What comes by pointers in its place is not pipelined: Triton 3.6 leaves out the fence
+    # between asynchronous copies by pointers and wgmma.
+    STAGES: tl.constexpr = 1 if DESCRIPTORS and CHECK == HOLES else None
+    for tile in tl.range(tile_begin, tile_end, num_stages=STAGES):
         key_start = begin + tile * BLOCK_N
         # [BLOCK_N, BLOCK_D] each
         key, value, real = load_keys_and_values(
-            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS
+            keys, values, key_start, strand, key_flags_ptr, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, DESCRIPTORS
         )
         # [BLOCK_M, BLOCK_N]
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=acc.dtype)
@@ -132,11 +136,11 @@ def window_forward(
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
-    for phase in tl.static_range(3):  # the left edge of the window, what all queries see in full, the right edge
+    for phase in tl.static_range(4):
         acc, row_max, row_sum = _attend_window(
             acc, row_max, row_sum, query, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
             bounds[phase + 1], strand, dropout, scale_log2,
-            HEAD_DIM, BLOCK_D, BLOCK_N, HAS_MASK, DROPOUT, PRECISION, CLEAN if phase == 1 else UNSURE, DESCRIPTORS,
+            HEAD_DIM, BLOCK_D, BLOCK_N, DROPOUT, PRECISION, UNSURE if phase == EDGE else phase, DESCRIPTORS,
         )  # fmt: skip
 
     real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)

@@ -22,10 +22,13 @@ FINITE_LIMIT = tl.constexpr(5e29)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# How much a tile has to check of its pairs: nothing; the window and both ends of the sequence; these and masked tokens between.
-CLEAN = tl.constexpr(0)
-EDGE = tl.constexpr(1)
-HOLES = tl.constexpr(2)
+# What a tile has to check of its pairs, in the order of the phases of ``tile_phases``: where the window of a row begins;
+# nothing; where it ends; both, and whether tokens lie inside the sequence; these, and whether they are masked.
+LOW = tl.constexpr(0)
+CLEAN = tl.constexpr(1)
+HIGH = tl.constexpr(2)
+EDGE = tl.constexpr(3)
+HOLES = tl.constexpr(4)
 
 # Whole numbers that change from call to call. Triton would compile kernels anew for those that are 1 or multiples of 16.
 RUN_TIME_NUMBERS = (
@@ -66,15 +69,16 @@ class Dropout(NamedTuple):
 
 
 def tile_phases_of(start, block, other_block, before, after, first, last, has_holes, align):
-    """Which tiles of the other axis a tile meets, and which of them need no mask: plain integers, on the host or jitted.
+    """Which tiles of the other axis a tile meets, and what they have to check: plain integers, on the host or jitted.
 
     The tile owns the steps start .. start + block - 1, of which step i meets the steps i - before .. i + after, cut to
     first .. last - 1. Queries meet keys with (left, right), keys meet queries with (right, left).
 
     Returns:
-        (begin, bounds): tile n covers the steps begin + n * other_block and the following. ``bounds`` are four numbers between
-        which three phases run: tiles cut by the left edge, tiles that are met in full, tiles cut by the right edge. With holes
-        in the sequence none is met in full, and all run in the first phase.
+        (begin, bounds): tile n covers the steps begin + n * other_block and the following. ``bounds`` are five numbers between
+        which four phases run, LOW, CLEAN, HIGH and EDGE or HOLES. In the first three every step is real. Those of the last are
+        the tile that the end of the sequence cuts, tiles in which some rows begin and some end, as windows narrower than a
+        tile have them, and all tiles where there are holes, or where ``align`` moved the first one out of the sequence.
     """
     low = max(first, start - before)
     high = min(last, start + block + after)
@@ -82,11 +86,15 @@ def tile_phases_of(start, block, other_block, before, after, first, last, has_ho
     # A tile that lies in the padding altogether meets nothing.
     high = high if (start < last) & (start + block > first) else begin
     end = (max(high - begin, 0) + other_block - 1) // other_block
-    full_begin = (max(max(first, start + block - 1 - before) - begin, 0) + other_block - 1) // other_block
-    full_end = max(min(last, start + after + 1) - begin, 0) // other_block
-    full_begin = end if has_holes else min(full_begin, end)
-    full_end = max(full_begin, min(full_end, end))
-    return begin, (0, full_begin, full_end, end)
+    # From these tiles on, no row begins, some row ends, and some step is past the end of the sequence.
+    all_begun = min((max(max(first, start + block - 1 - before) - begin, 0) + other_block - 1) // other_block, end)
+    some_end = min(max(min(last, start + after + 1) - begin, 0) // other_block, end)
+    past_last = min(max(last - begin, 0) // other_block, end)
+    is_unsure = has_holes | (begin < first)
+    all_begun = end if is_unsure else all_begun
+    some_end = 0 if is_unsure else some_end
+    unsure_begin = max(some_end, past_last) if all_begun <= some_end else some_end
+    return begin, (0, min(all_begun, some_end), some_end, unsure_begin, end)
 
 
 tile_phases = triton.jit(tile_phases_of)
@@ -179,7 +187,12 @@ def visible_pairs(low, high, start, real, BLOCK: tl.constexpr, CHECK: tl.constex
     out of the loop and fill the registers (bench/LOG.md, "row bounds").
     """
     offset = tl.arange(0, BLOCK)[None, :]
-    visible = (offset >= (low - start)[:, None]) & (offset <= (high - start)[:, None])
+    if CHECK == LOW:
+        visible = offset >= (low - start)[:, None]
+    elif CHECK == HIGH:
+        visible = offset <= (high - start)[:, None]
+    else:
+        visible = (offset >= (low - start)[:, None]) & (offset <= (high - start)[:, None])
     if CHECK == HOLES:
         visible = visible & real[None, :]
     return visible
@@ -187,10 +200,10 @@ def visible_pairs(low, high, start, real, BLOCK: tl.constexpr, CHECK: tl.constex
 
 @triton.jit
 def load_rows(rows, token, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr = EDGE):
-    """[tokens, BLOCK_D]: the rows at ``token``, zero where not ``real`` (looked at unless CLEAN) and beyond HEAD_DIM."""
+    """[tokens, BLOCK_D]: the rows at ``token``, zero where not ``real`` (looked at from EDGE on) and beyond HEAD_DIM."""
     channel = tl.arange(0, BLOCK_D)
     pointers = rows.ptr + token.to(tl.int64)[:, None] * rows.stride + channel[None, :] * rows.channel_stride
-    if CHECK == CLEAN:
+    if CHECK < EDGE:
         if HEAD_DIM == BLOCK_D:
             loaded = tl.load(pointers)
         else:
@@ -203,17 +216,14 @@ def load_rows(rows, token, real, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, 
 @triton.jit
 def load_tile(
     rows, start, token, real,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK, BLOCK_D]: the rows of the steps from ``start`` on, by the copy engine with DESCRIPTORS.
+    """[BLOCK, BLOCK_D]: the rows of the steps from ``start`` on, zero where not ``real`` from EDGE on.
 
-    Rows that are not ``real`` are zero unless CLEAN; the copy engine fills with zeros what lies outside the tensor.
+    With DESCRIPTORS they come by the copy engine, which puts zeros outside of the tensor, but knows nothing of masks.
     """
-    if DESCRIPTORS:
+    if DESCRIPTORS and CHECK != HOLES:
         loaded = rows.tiles.load([rows.batch, rows.head, start, 0]).reshape([BLOCK, BLOCK_D])
-        if HAS_MASK and CHECK != CLEAN:
-            loaded = tl.where(real[:, None], loaded, 0.0).to(loaded.dtype)
     else:
         loaded = load_rows(rows, token, real, HEAD_DIM, BLOCK_D, CHECK)
     return loaded
@@ -222,15 +232,14 @@ def load_tile(
 @triton.jit
 def load_keys_and_values(
     keys, values, key_start, strand, key_flags_ptr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MASK: tl.constexpr, CHECK: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """(key, value [BLOCK_N, BLOCK_D], real [BLOCK_N]) of the steps from ``key_start`` on."""
     step = key_start + tl.arange(0, BLOCK_N)
     token = strand.residue + step * strand.dilation
     real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, CHECK)
-    key = load_tile(keys, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
-    value = load_tile(values, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, HAS_MASK, CHECK, DESCRIPTORS)
+    key = load_tile(keys, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, DESCRIPTORS)
+    value = load_tile(values, key_start, token, real, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, DESCRIPTORS)
     return key, value, real
 
 
@@ -259,7 +268,7 @@ def load_row_numbers(ptr, token, real, other, CHECK: tl.constexpr):
     numbers").
     """
     pointers = ptr + token[:, None] + tl.arange(0, 4)[None, :] * 0
-    if CHECK == CLEAN:
+    if CHECK < EDGE:
         numbers = tl.load(pointers)
     else:
         numbers = tl.load(pointers, mask=(real[:, None] & (tl.arange(0, 4)[None, :] >= 0)), other=other)
