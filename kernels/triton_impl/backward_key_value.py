@@ -176,7 +176,7 @@ def window_grad_key_value(
     ALIGN: tl.constexpr = 4 if DESCRIPTORS else 1
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_N, BLOCK_M, right, left, strand.first, strand.last, has_holes, ALIGN)
-    for phase in tl.static_range(4):
+    for phase in tl.static_range(4):  # a phase is numbered by what it checks
         grad_key, grad_value = _window_grad_key_value(
             grad_key, grad_value, key, value, step, start, queries, grad_outs, lse_log2_ptr, delta_ptr, lse_log2_tiles,
             delta_tiles, row, begin, bounds[phase], bounds[phase + 1], left, right, strand, dropout, scale_log2, query_sign,

@@ -136,7 +136,7 @@ def window_forward(
     UNSURE: tl.constexpr = HOLES if HAS_MASK else EDGE
     begin, bounds = tile_phases(start, BLOCK_M, BLOCK_N, left, right, strand.first, strand.last, has_holes, ALIGN)
     low, high = tl.maximum(step - left, strand.first), tl.minimum(step + right, strand.last - 1)
-    for phase in tl.static_range(4):
+    for phase in tl.static_range(4):  # a phase is numbered by what it checks
         acc, row_max, row_sum = _attend_window(
             acc, row_max, row_sum, query, low, high, token, keys, values, key_flags_ptr, begin, bounds[phase],
             bounds[phase + 1], strand, dropout, scale_log2,
