@@ -111,11 +111,12 @@ def test_every_main_loop_is_found(architecture, kernel, dtype, products):
     assert any(name.startswith(products) for name in compiled.main_loop)
     assert compiled.mix["exp2"] >= 1
     if kernel == "window_forward":
-        # Besides the loop's own, less than one for 16 scores. AMD's assembly selects without a comparison where it moves
-        # numbers between lanes.
+        # Less than one for 16 scores, besides that by which NVIDIA's loops count; AMD's count scalars. AMD's assembly selects
+        # without a comparison where it moves numbers between lanes.
         comparisons = sum(number for name, number in compiled.main_loop.items() if name.startswith(("ISETP", "FSETP", "v_cmp")))
         threads = compiled.config.num_warps * ARCHITECTURES[architecture].target.warp_size
-        assert (comparisons - 1) * threads / compiled.tile < 1 / 16
+        own = int(ARCHITECTURES[architecture].is_nvidia)
+        assert (comparisons - own) * threads / compiled.tile < 1 / 16
     bound = bound_of(compiled, 64)
     assert 0 < bound.share <= 1
     assert row_of(compiled, 64)[6].split()[1].startswith(products)
