@@ -245,7 +245,8 @@ def reduce_partials(
     slot = first_slot + tl.arange(0, BLOCK_G)
     alive = slot < tl.load(global_count_ptr + batch)
     acc = tl.zeros([BLOCK_G, BLOCK_D], ACC)
-    for part in tl.range(0, parts):
+    # Stages, as in ``global_rows_combine``: several parts are on their way at once, and are added in order.
+    for part in tl.range(0, parts, num_stages=4):
         target = ((batch.to(tl.int64) * heads + head) * parts + part) * num_globals * HEAD_DIM
         acc += load_rows(HeadView(partial_ptr + target, HEAD_DIM), slot, alive, HEAD_DIM, BLOCK_D)
     targets = HeadView(at_head(target_ptr, target_stride_b, target_stride_h, batch, head), target_stride_n)

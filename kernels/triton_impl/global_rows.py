@@ -97,20 +97,22 @@ def global_rows_combine(
     token = tl.load(global_index_ptr + batch.to(tl.int64) * num_globals + slot, mask=alive, other=0).to(tl.int32)
     row = (batch.to(tl.int64) * heads + head) * splits * num_globals
 
-    top = tl.full([BLOCK_G], float("-inf"), ACC)
-    for split in tl.range(0, splits):
-        lse = tl.load(partial_lse_ptr + row + split * num_globals + slot, mask=alive, other=float("-inf"))
-        top = tl.maximum(top, lse)
-    top = tl.where(top > float("-inf"), top, 0.0)
+    # Numbers of a row stay columns, [BLOCK_G, 1], which spread over its channels without shared memory and its barriers.
+    column, alive_column = slot[:, None], alive[:, None]
+    top = tl.full([BLOCK_G, 1], FLOOR, ACC)
+    total = tl.zeros([BLOCK_G, 1], ACC)
     acc = tl.zeros([BLOCK_G, BLOCK_D], ACC)
-    total = tl.zeros([BLOCK_G], ACC)
-    for split in tl.range(0, splits):
-        lse = tl.load(partial_lse_ptr + row + split * num_globals + slot, mask=alive, other=float("-inf"))
-        weight = tl.exp(lse - top)
-        total += weight
-        parts = HeadView(partial_out_ptr + (row + split * num_globals) * HEAD_DIM, HEAD_DIM)
-        acc += weight[:, None] * load_rows(parts, slot, alive, HEAD_DIM, BLOCK_D)
+    # Stages, because there is nothing to compute meanwhile: several splits are on their way at once.
+    for split in tl.range(0, splits, num_stages=4):
+        parts = row + split * num_globals
+        lse = tl.load(partial_lse_ptr + parts + column, mask=alive_column, other=float("-inf"))
+        part = load_rows(HeadView(partial_out_ptr + parts * HEAD_DIM, HEAD_DIM), slot, alive, HEAD_DIM, BLOCK_D)
+        new_top = tl.maximum(top, lse)
+        correction, weight = tl.exp(top - new_top), tl.exp(lse - new_top)
+        acc = acc * correction + part * weight
+        total = total * correction + weight
+        top = new_top
     outs = HeadView(at_head(out_ptr, out_stride_b, out_stride_h, batch, head), out_stride_n)
-    store_rows(outs, token, acc / total[:, None], alive, HEAD_DIM, BLOCK_D)
+    store_rows(outs, token, acc / total, alive, HEAD_DIM, BLOCK_D)
     lse_ptr += (batch.to(tl.int64) * heads + head) * seq_len
-    tl.store(lse_ptr + token, top + tl.log(total), mask=alive)
+    tl.store(lse_ptr + token[:, None], top + tl.log(total), mask=alive_column)
