@@ -141,7 +141,7 @@ def window_grad_key_value(
     HAS_MASK: tl.constexpr, FLIP_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr,
     DROPOUT: tl.constexpr, HOLD_KEPT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The query heads first_head .. first_head + run_heads - 1, which share one dilation; grad_key and grad_value have as many.
+    """The query heads first_head .. first_head + run_heads - 1, which share one dilation; grad_key and grad_value begin there.
 
     Strides are in elements. With DESCRIPTORS, which needs a dilation of 1, the four tiles describe whole tensors in tiles of
     BLOCK_M rows.
@@ -185,11 +185,12 @@ def window_grad_key_value(
         )  # fmt: skip
     in_strand = token < seq_len
     real = real_steps(step, strand.first, strand.last, token, key_flags_ptr, UNSURE)
+    grad_head = head - first_head
     if NEED_KEY:
-        grad_keys = HeadView(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, head), grad_key_stride_n)
+        grad_keys = HeadView(at_head(grad_key_ptr, grad_key_stride_b, grad_key_stride_h, batch, grad_head), grad_key_stride_n)
         store_rows(grad_keys, token, tl.where(real[:, None], grad_key * key_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)
     if NEED_VALUE:
         grad_values = HeadView(
-            at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, head), grad_value_stride_n
+            at_head(grad_value_ptr, grad_value_stride_b, grad_value_stride_h, batch, grad_head), grad_value_stride_n
         )
         store_rows(grad_values, token, tl.where(real[:, None], grad_value * value_scale, 0.0), in_strand, HEAD_DIM, BLOCK_D)

@@ -41,6 +41,8 @@ __all__ = ["attention_backward", "attention_forward", "backward_steps", "forward
 
 # By the names of kernels' arguments.
 Arguments = dict[str, Any]
+# Heads that share keys have gradients of their own before these are added up: bytes that key's may take at once, and value's.
+_MOST_SUMS_BYTES = 2**30
 
 
 def _run(steps: Iterator[Step], place: Tensor) -> None:
@@ -237,27 +239,46 @@ def _key_value_results(problem: Problem, need_key: bool, need_value: bool, grads
 def _key_value_steps(
     problem: Problem, prepared: Arguments, need_key: bool, need_value: bool, grads: list[Tensor]
 ) -> Iterator[Step]:
-    """What fills the gradients of key and value; heads that share keys have sums of their own first."""
+    """What fills the gradients of key and value."""
     needed = [name for name, is_needed in (("key", need_key), ("value", need_value)) if is_needed]
     results = _key_value_results(problem, need_key, need_value, grads)
-    sums = dict(results)
-    if problem.group > 1:
-        shape = (problem.batch, problem.heads, problem.seq_len, problem.head_dim)
+    if problem.group == 1:
+        yield from _key_value_launches(problem, prepared, results, 0, problem.heads)
+    else:
+        yield from _grouped_key_value_steps(problem, prepared, results, needed)
+    if problem.num_globals:
+        yield from _columns_steps(problem, prepared, results, needed)
+
+
+def _grouped_key_value_steps(problem: Problem, prepared: Arguments, results: Arguments, needed: list[str]) -> Iterator[Step]:
+    """The same for heads that share keys, some key heads at a time: each head has sums of its own, which are then added up."""
+    group, key_heads = problem.group, problem.heads // problem.group
+    of_one = torch.Size((problem.batch, group, problem.seq_len, problem.head_dim)).numel() * problem.acc_dtype.itemsize
+    at_once = min(key_heads, max(1, _MOST_SUMS_BYTES // of_one))
+    shape = (problem.batch, at_once * group, problem.seq_len, problem.head_dim)
+    sums = {name: problem.query.new_empty(shape, dtype=problem.acc_dtype) for name in needed}
+    for first in range(0, key_heads, at_once):
+        count = min(at_once, key_heads - first)
+        own = {name: tensor[:, : count * group] for name, tensor in sums.items()}
+        into = {name: value for key, tensor in own.items() for name, value in tensor_arguments(f"grad_{key}", tensor).items()}
+        yield from _key_value_launches(problem, prepared, {**results, **into}, first * group, count * group)
         for name in needed:
-            sums.update(tensor_arguments(f"grad_{name}", problem.query.new_empty(shape, dtype=problem.acc_dtype)))
+            of_key_heads = results[f"grad_{name}_ptr"][:, first : first + count]
+            yield HostStep(functools.partial(_sum_groups, own[name], of_key_heads))
+
+
+def _key_value_launches(problem: Problem, prepared: Arguments, sums: Arguments, first: int, count: int) -> Iterator[Launch]:
+    """The heads first .. first + count - 1, whose gradients ``sums`` holds: a launch for each run of one dilation."""
     states = {"query": problem.query, "grad_out": prepared["grad_out_ptr"]}
     numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "lse_log2")}
-    for run in problem.runs():
+    for run in problem.runs(first, count):
         by_descriptors = uses_descriptors(problem.target, run["dilation"], states.values())
         config = problem.config("window_grad_key_value", descriptors=by_descriptors)
         tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
-        available = {**problem.arguments, **prepared, **sums, **tiles, **run}
+        begun = run["first_head"] - first
+        own = {name: sums[name][:, begun:] for name in ("grad_key_ptr", "grad_value_ptr")} if begun else {}
+        available = {**problem.arguments, **prepared, **sums, **own, **tiles, **run}
         yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, available)
-    if problem.group > 1:
-        for name in needed:
-            yield HostStep(functools.partial(_sum_groups, sums[f"grad_{name}_ptr"], results[f"grad_{name}_ptr"]))
-    if problem.num_globals:
-        yield from _columns_steps(problem, prepared, results, needed)
 
 
 def _sum_groups(of_heads: Tensor, of_key_heads: Tensor) -> None:

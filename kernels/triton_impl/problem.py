@@ -152,10 +152,10 @@ class Problem:
         tiles = {f"{name}_tiles": tiles_of(states, tile(states)) if descriptors else None for name, states in tensors.items()}
         return {"DESCRIPTORS": descriptors, **tiles}
 
-    def runs(self) -> Iterator[dict[str, int]]:
-        """Neighbouring heads of one dilation, which one launch can serve."""
+    def runs(self, first: int = 0, count: int | None = None) -> Iterator[dict[str, int]]:
+        """Neighbouring heads of one dilation, which one launch can serve, of ``count`` heads from ``first`` on, or of all."""
         dilations = self.pattern.dilations if len(self.pattern.dilations) > 1 else self.pattern.dilations * self.heads
-        first = 0
+        dilations = dilations if count is None else dilations[first : first + count]
         for dilation, run in itertools.groupby(dilations):
             count = len(list(run))
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
