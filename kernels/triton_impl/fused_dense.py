@@ -43,7 +43,7 @@ def forward(local_qkv: QKV, pattern: AttentionPattern, scale: float, dropout: Dr
             return None
         out, lse = results[:2]
         # cuDNN's log-sum-exp has a fourth axis, and with TORCH_CUDNN_SDPA_AVOID_RECOMPILE=1 another order in memory.
-        return _strided_like(query, out), lse.reshape(query.shape[:3]).contiguous()
+        return _no_view(_strided_like(query, out)), _no_view(lse.reshape(query.shape[:3]).contiguous())
 
 
 def _operators(query: Tensor) -> Any:
@@ -89,3 +89,8 @@ def _strided_like(query: Tensor, out: Tensor) -> Tensor:
     promised = torch.empty_like(query, device="meta").stride()
     fits = all(got == want or length == 1 for got, want, length in zip(out.stride(), promised, out.shape, strict=True))
     return out if fits else torch.empty_like(query).copy_(out)
+
+
+def _no_view(tensor: Tensor) -> Tensor:
+    """The same memory under a tensor of its own: autograd refuses to change what it knows as a view of an operator's result."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())

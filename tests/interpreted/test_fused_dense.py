@@ -274,6 +274,20 @@ def test_strides_are_those_that_the_operator_promises(kernel, layout, shape, cop
 
 
 @EACH_KERNEL
+@pytest.mark.parametrize("tokens_first", [False, True], ids=["heads_first", "tokens_first"])
+def test_results_may_be_changed_in_place(kernel, tokens_first, stand_in):
+    """As those of our kernel may."""
+    operators = stand_in(KERNELS[kernel]())
+    case = covering_case(tokens_first=tokens_first)
+    out, lse = case.run(case.inputs(torch.float16), "triton")
+    assert operators.calls
+    for result in (out, lse):
+        assert result.requires_grad
+        expected = 2 * result.detach()
+        torch.testing.assert_close(result.mul_(2), expected, rtol=0, atol=0)
+
+
+@EACH_KERNEL
 @pytest.mark.parametrize("layout", ["heads_first", "tokens_first", "packed"])
 def test_the_fake_operator_tells_the_truth(layout, kernel, stand_in):
     operators, pattern = stand_in(KERNELS[kernel]()), COVERED["just_covering"].pattern()
