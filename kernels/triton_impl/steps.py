@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from longformer_triton.kernels.triton_impl.tuning import Config
+from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError
 
 # By what decides about them, the programs that Triton has compiled and loaded.
 _compiled: dict[Hashable, Any] = {}
@@ -70,7 +71,11 @@ class Launch:
         return (self.kernel, self.config, *kinds)
 
     def run(self) -> None:
-        """Launch on the current stream of the current device."""
+        """Launch on the current stream of the current device.
+
+        Raises:
+            NotServedError: the device has less shared memory than the configuration needs; the message has both numbers.
+        """
         is_compiled_for_nvidia = isinstance(self.kernel, triton.JITFunction) and torch.version.hip is None
         # AMD's programs differ by the sizes of tensors too.
         key = (torch.cuda.current_device(), self.compiled_key) if is_compiled_for_nvidia else None
@@ -78,7 +83,13 @@ class Launch:
         if program is not None:
             program[(self.programs, 1, 1)](*self.arguments.values())
             return
-        program = self.kernel[(self.programs,)](**self.arguments, **self.config.options())
+        try:
+            program = self.kernel[(self.programs,)](**self.arguments, **self.config.options())
+        except OutOfResources as error:
+            raise NotServedError(
+                f"the {self.kernel.__name__} kernel needs {error.required} ({error.name}) with {self.config}, and the "
+                f"device has {error.limit} (`longformer-triton bench tune` finds a smaller one)"
+            ) from error
         if key is not None:
             _compiled[key] = program
 

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from longformer_triton.bench.compiled import Variant, launches_of, standing_in
 from longformer_triton.kernels.triton_impl import steps
 from longformer_triton.kernels.triton_impl.steps import Launch
-from longformer_triton.kernels.triton_impl.tuning import Config
+from longformer_triton.kernels.triton_impl.tuning import Config, NotServedError
 
 VARIANTS = [Variant(), Variant(masks=True, dropout=True), Variant(masks=True, dilation=3), Variant(dtype=torch.float32)]
 LAUNCHES = [launch for variant in VARIANTS for launch in launches_of(variant, "sm_90", seq_len=100)]
@@ -105,3 +106,19 @@ def test_a_program_is_asked_for_once_and_launched_with_the_arguments_in_order(mo
     assert launched == [((7, 1, 1), tuple(launch.arguments.values()))] * 2
     launch.run()
     assert len(asked) == 2, "another device has programs of its own"
+
+
+def test_too_little_shared_memory_is_told_with_both_numbers(monkeypatch):
+    """As on a card with less than the one that a table was made for."""
+
+    def refuse(self, **options):
+        raise OutOfResources(131_072, 101_376, "shared memory")
+
+    monkeypatch.setattr(steps, "_compiled", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    launch = Launch(LAUNCHES[0].kernel, 7, LAUNCHES[0].arguments, Config(128, 64, 8, 3))
+    monkeypatch.setattr(type(launch.kernel), "run", refuse)
+    said = r"window_forward kernel needs 131072 \(shared memory\) with .*num_stages=3.* has 101376.*bench tune.*'torch'"
+    with pytest.raises(NotServedError, match=said):
+        launch.run()
+    assert not steps._compiled
