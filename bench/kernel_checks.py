@@ -77,6 +77,11 @@ CHECKS = (
     Check("padding and globals", padding="right", num_globals=20),
     Check("holes", padding="holes", num_globals=3),
     Check("dropout", dropout_p=0.1),
+    # What is dropped comes by 64 keys at a time, the first of which lie in the padding here.
+    Check("dropout, padding on the left", dropout_p=0.1, padding="left"),
+    # As a model's layers: rows of one head lie apart in memory.
+    Check("tokens first", tokens_first=True),
+    Check("tokens first, grouped heads, dropout and globals", tokens_first=True, key_heads=1, dropout_p=0.1, num_globals=20),
     Check("dropout, padding and globals", dropout_p=0.1, padding="right", num_globals=20),
     # Forward and in half precision, PyTorch's fused kernels compute these where it has some; the padded one is ours everywhere.
     Check("window covers all", window=(400, 400)),
@@ -140,6 +145,8 @@ def run_check(check: Check, precision: str, head_dim: int, device: torch.device)
     mask = torch.ones(batch, length, dtype=torch.bool)
     if check.padding == "right":
         mask[0, length // 2 :] = False
+    if check.padding == "left":
+        mask[0, : length // 3] = False
     if check.padding == "holes":
         mask = torch.rand(batch, length, generator=generator) < 0.8
     marks = torch.zeros(batch, length, dtype=torch.bool)

@@ -5,7 +5,8 @@
 ``problem.py``          one call as data: the arguments that its kernels share, and grids
 ``descriptors.py``      which tensors the copy engine can address, and how
 ``steps.py``            a launch, and the compiled program that it takes
-``tuning.py``           launch configurations: ``configurations.csv`` by architecture, precision, head_dim and problem
+``tuning.py``           launch configurations: ``configurations.csv`` by architecture, precision, head_dim and problem, and
+                        ``configurations_triton_3_6.csv``, what that version needs in its place
 ``primitives.py``       what kernels share: tiles, loads, the mask rule, the softmax update, dropout
 ``forward.py``          windows with global keys
 ``global_rows.py``      rows of global tokens, split over the keys, and their combination
@@ -23,7 +24,9 @@ or one of their gradients, a tensor (batch, heads, tokens, head_dim):
 ``X_tiles``             a descriptor of the tensor for the copy engine, None without DESCRIPTORS
 ``key_flags_ptr``       (batch, seq_len) int16, 0 where a token is padding; with HAS_MASK
 ``span_ptr``            (batch, 3) int32: first real token, one past the last, how many between are masked; with HAS_MASK
-``global_index_ptr``    (batch, num_globals) positions of global tokens; ``global_count_ptr`` (batch): how many are in use
+``global_index_ptr``    (batch, ``num_globals``) positions of global tokens; ``global_count_ptr`` (batch): how many are in use
+``first_slot``          the place among these of the first that a launch of ``dropout_mask.py`` serves, one of ``rows``; it
+                        writes ``keep_ptr``
 ``seed_ptr``            dropout's seed; ``threshold``: of 256, how many bytes are dropped; ``rescale``: the factor on kept
                         probabilities, and ``keep_share`` its inverse
 ``delta_ptr``           (batch, heads, row_stride), and ``lse_log2_ptr``: see ``backward_prepare.py``; ``row_stride`` is

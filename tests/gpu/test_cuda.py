@@ -95,6 +95,31 @@ def test_a_cuda_graph_replays_with_other_numbers_and_masks(window):
         assert torch.equal(captured, forward())
 
 
+def test_a_gradient_that_is_one_number_for_all():
+    """As of a plain sum: the copy engine cannot address it, and it is laid out first."""
+    states = [torch.randn(2, 300, 4, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
+    results = []
+    for backend, dtype in (("triton", torch.bfloat16), ("reference", torch.float64)):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in states]
+        out = sliding_window_attention(*leaves, window=(40, 25), backend=backend)
+        results.append(torch.autograd.grad(out.sum(), leaves))
+    for got, expected in zip(*results, strict=True):
+        assert (got - expected).abs().max() <= 3e-2 * expected.abs().max().clamp_min(1)
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two GPUs")
+def test_kernels_run_where_their_tensors_are():
+    """Current or not, and with programs for that device."""
+    states = [torch.randn(1, 2, 300, 64, device="cuda:0", dtype=torch.float16) for _ in range(3)]
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        leaves = [tensor.to(device).requires_grad_() for tensor in states]
+        out = sliding_window_attention(*leaves, window=40, dropout_p=0.1, dropout_seed=torch.tensor(3, device=device))
+        results.append([tensor.cpu() for tensor in (out, *torch.autograd.grad(out.square().sum(), leaves))])
+    assert torch.cuda.current_device() == 0
+    assert all(map(torch.equal, *results))
+
+
 def _fused_attention_in(call):
     """(which of PyTorch's attention operators ran in a call, its result)."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
