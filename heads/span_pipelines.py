@@ -220,8 +220,8 @@ class TokenClassification(Pipeline):
         counts: list[int] = []
         previous = None
         for scores, start, end in words:
-            # Spaces alone, which belong to no word.
-            if start == end:
+            # White space alone: where several stand together, the tokenizer makes words of them too.
+            if not item[start:end].strip():
                 continue
             label = labels[int(scores.argmax())]
             kind = label[2:] if label[:2] in ("B-", "I-") else label

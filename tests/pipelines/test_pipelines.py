@@ -225,6 +225,19 @@ def test_a_question_and_its_context_may_be_two_arguments(checkpoints):
             ask(**given)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("   ", []), ("a\n\ncat", ["a", "cat"]), (" a\t\tcat \r\n", ["a", "cat"]), ("a   cat", ["a", "cat"])],
+    ids=["nothing_else", "lines", "tabs", "spaces"],
+)
+def test_white_space_is_no_word(text, words, checkpoints):
+    pipe = pipeline("token-classification", checkpoints["token-classification"])
+    with torch.no_grad():  # the same label for all, and each word a beginning, which no other joins
+        pipe.model.classifier.bias[0] += 100
+    pipe.model.config.id2label[0] = "B-X"
+    assert [one["word"] for one in pipe(text)] == words
+
+
 def test_answers_never_come_from_the_question(checkpoints):
     pipe = pipeline("question-answering", checkpoints["question-answering"])
     for one in pipe({"question": "who saw a dog", "context": "the cat runs"}, top_k=100):
