@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from longformer_triton.kernels import checks
+from longformer_triton.model import inputs
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def question(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor
 
     Raises:
         ValueError: no separator is known, or a text has none; the latter is checked in eager mode on the CPU.
+        TypeError: an argument is no tensor.
     """
     found = _first_separator(input_ids, sep_token_id, attention_mask, missing=0)
     return (torch.arange(input_ids.shape[1], device=input_ids.device) < found[:, None]).long()
@@ -80,10 +82,12 @@ def after_first_separators(input_ids: Tensor, sep_token_id: int | None, attentio
 
 def _first_separator(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor | None, missing: int) -> Tensor:
     """(batch,) position of each row's first separator, or ``missing``."""
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask: got shape {tuple(attention_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}."
-        )
+    inputs.tensor("input_ids", input_ids)
+    if attention_mask is not None:
+        inputs.tensor("attention_mask", attention_mask)
+        if attention_mask.shape != input_ids.shape:
+            got, expected = tuple(attention_mask.shape), tuple(input_ids.shape)
+            raise ValueError(f"attention_mask: got shape {got}, expected that of input_ids, {expected}.")
     if sep_token_id is None:
         raise ValueError(
             "sep_token_id: got None, expected the id of the token that separates the two parts: set model.config.sep_token_id, "

@@ -71,9 +71,12 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             :class:`LongformerMultipleChoiceModelOutput`, or its tuple; hidden states and maps have batch * num_choices rows.
 
         Raises:
-            ValueError: a text has no separator and no mask was given. And as :meth:`LongformerModel.forward`.
+            ValueError: a text has no separator and no mask was given.
+            ValueError, TypeError: as :meth:`LongformerModel.forward`.
         """
-        given = input_ids if input_ids is not None else inputs_embeds
+        name, given = ("input_ids", input_ids) if input_ids is not None else ("inputs_embeds", inputs_embeds)
+        if given is not None:
+            inputs.tensor(name, given)
         if given is None or given.dim() != (3 if given is input_ids else 4):
             got = "neither input_ids nor inputs_embeds" if given is None else f"shape {tuple(given.shape)}"
             raise ValueError(
@@ -83,7 +86,10 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             ("token_type_ids", token_type_ids), ("attention_mask", attention_mask), ("position_ids", position_ids),
             ("global_attention_mask", global_attention_mask),
         ):  # fmt: skip
-            if value is not None and value.shape != given.shape[:3]:
+            if value is None:
+                continue
+            inputs.tensor(name, value)
+            if value.shape != given.shape[:3]:
                 raise ValueError(
                     f"{name}: got shape {tuple(value.shape)}, expected {tuple(given.shape[:3])}, that of the input."
                 )

@@ -254,6 +254,18 @@ def test_every_head_refuses_a_wrong_number_of_dimensions(name, wrong):
         ours(name)(**arguments)
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "argument",
+    ["input_ids", "inputs_embeds", "attention_mask", "global_attention_mask", "token_type_ids", "position_ids"],
+)
+def test_every_head_wants_tensors(name, argument):
+    given = {} if argument.startswith("input") else {"input_ids": IDS}
+    lists = shaped(name, {argument: EMBEDDED if argument == "inputs_embeds" else REAL})[argument].tolist()
+    with pytest.raises(TypeError, match=f"^{argument}: got list, expected a tensor"):
+        ours(name)(**shaped(name, given), **{argument: lists})
+
+
 def test_multiple_choice_asks_for_its_dimension_of_choices():
     model = ours("LongformerForMultipleChoice")
     for arguments in ({"input_ids": IDS}, {"inputs_embeds": EMBEDDED}):
