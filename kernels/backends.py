@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from longformer_triton.kernels import checks
+from longformer_triton.kernels import devices
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def present(device: torch.device | str | int) -> torch.device:
     Raises:
         ValueError: there is no such name, or no such device here.
     """
-    place = checks.as_device(device)
+    place = devices.as_device(device)
     reason = why_absent(place)
     if reason is not None:
         raise ValueError(f"device: got {str(device)!r}, expected one that is here: {reason}.")

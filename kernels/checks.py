@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels import devices
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Longer than any text. Windows and dilations beyond it mean the same, and their products would need more than 64 bits.
@@ -83,27 +85,6 @@ def is_causal(value: Any) -> bool:
     return value
 
 
-def as_device(value: Any) -> torch.device:
-    """``torch.device(value)``; raises for what is none."""
-    try:
-        return torch.device(value)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device: got {value!r}, expected a torch.device or its name, such as cpu, cuda or cuda:1.") from None
-
-
-def is_at(wanted: torch.device, place: torch.device) -> bool:
-    """Whether ``place`` is the device that was asked for, whose number may have been left open."""
-    return wanted.type == place.type and (wanted.index is None or wanted.type == "cpu" or wanted.index == place.index)
-
-
-def usable(device: torch.device) -> None:
-    """Refuse a device on which PyTorch cannot make tensors."""
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"device: got {str(device)!r}, expected one that is here: {error}") from error
-
-
 def mask(name: str, value: Any) -> None:
     """Refuse anything but a (batch, seq_len) tensor of bool, integers or floats."""
     if not isinstance(value, Tensor):
@@ -128,11 +109,11 @@ def mask_shape(attention_mask: Any, global_attention_mask: Any, shape: Any, devi
     if not given and shape is None:
         raise ValueError("shape: got None without a mask, expected (batch, seq_len): give a mask or the shape.")
     batch, seq_len = map(_plain, shape if shape is not None else next(iter(given.values())).shape)
-    wanted = None if device is None else as_device(device)
+    wanted = None if device is None else devices.as_device(device)
     place = next(iter(given.values())).device if given else wanted or torch.device("cpu")
     if not given and not is_tracing():
-        usable(place)
-    if wanted is not None and not is_at(wanted, place):
+        devices.usable(place)
+    if wanted is not None and not devices.is_at(wanted, place):
         raise ValueError(f"device: got {str(device)!r} and masks on {place}, expected one place: move the masks.")
     for name, value in given.items():
         if value.shape[0] != batch or value.shape[1] != seq_len:

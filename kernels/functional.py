@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from longformer_triton.kernels import backends, checks, ops, probabilities, reference
+from longformer_triton.kernels import backends, checks, devices, ops, probabilities, reference
 from longformer_triton.kernels.dropout import Dropout
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import without_autocast
@@ -27,7 +27,7 @@ def available_backends(device: torch.device | str) -> dict[str, str | None]:
     Raises:
         ValueError: no device has that name.
     """
-    place = checks.as_device(device)
+    place = devices.as_device(device)
     absent = backends.why_absent(place)
     return {name: absent or backends.why_not(name, place) for name in backends.BACKENDS}
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from longformer_triton.kernels import checks, compaction
+from longformer_triton.kernels import checks, compaction, devices
 from longformer_triton.kernels.layout import ceil_div
 
 _PICTURE_TOKENS = 64
@@ -195,10 +195,10 @@ class AttentionPattern:
         Raises:
             ValueError: there is no such device.
         """
-        place = checks.as_device(device)
-        if checks.is_at(place, self.device) and (place.index is not None or place.type == "cpu"):
+        place = devices.as_device(device)
+        if devices.is_at(place, self.device) and (place.index is not None or place.type == "cpu"):
             return self
-        checks.usable(place)
+        devices.usable(place)
         tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
