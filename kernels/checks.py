@@ -131,15 +131,20 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or any(map(torch._C._get_dispatch_mode, (kinds.FAKE, kinds.PROXY)))
 
 
+def is_transformed() -> bool:
+    """Whether torch.vmap or a transform of torch.func is around the call, whose tensors may stand for several at once."""
+    return torch._C._functorch.get_interpreter_stack() is not None
+
+
 def should_validate(requested: bool | None, device: torch.device) -> bool:
-    """Whether the values of tensors may be read: on request, or in eager mode on the CPU; never while tracing.
+    """Whether the values of tensors may be read: on request, or in eager mode on the CPU; never while tracing or in torch.vmap.
 
     Raises:
         TypeError: ``requested`` is neither None nor a bool.
     """
     if requested is not None and not isinstance(requested, bool):
         raise TypeError(f"validate: got {_describe(requested)}, expected None, True or False.")
-    if is_tracing():
+    if is_tracing() or is_transformed():
         return False
     return device.type == "cpu" if requested is None else requested
 

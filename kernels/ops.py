@@ -317,5 +317,5 @@ def call(operator: Any, *arguments: Any) -> tuple[Tensor, ...]:
     that is made anew each time: 130 us of a call, as long as a few kernels take. Where a graph is made, or inside torch.vmap,
     an operator is what is understood.
     """
-    is_eager = not checks.is_tracing() and torch._C._functorch.get_interpreter_stack() is None
+    is_eager = not checks.is_tracing() and not checks.is_transformed()
     return (_functions[operator].apply if is_eager and torch.is_grad_enabled() else operator)(*arguments)

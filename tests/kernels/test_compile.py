@@ -109,6 +109,17 @@ def test_vmap_is_a_loop_with_gradients():
     assert torch.equal(*(torch.autograd.grad(out, states, weight)[0] for out in (got, expected)))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_reads_no_masks():
+    states, mask = torch.randn(3, 2, 2, 10, 8), torch.tensor([[1.0] * 10, [1.0] * 7 + [0.0] * 3]).expand(3, 2, 10)
+
+    def attend(query, real):
+        return sliding_window_attention(query, query, query, window=1, attention_mask=real)
+
+    expected = torch.stack([attend(*pair) for pair in zip(states, mask, strict=True)])
+    assert torch.equal(torch.vmap(attend)(states, mask), expected)
+
+
 @pytest.mark.parametrize("max_globals", [None, 3])
 def test_global_index_keeps_its_contract(max_globals):
     marks = torch.tensor([[True, False, True, False], [False, False, False, True]])
