@@ -39,6 +39,12 @@ def _bounded(value: Any) -> Any:
     return min(number, _FARTHEST) if isinstance(number, int) else number
 
 
+def _dense(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        what = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
+        raise TypeError(f"{name}: got {what}, expected torch.strided: pass a dense or padded one.")
+
+
 def _describe(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
@@ -86,9 +92,10 @@ def is_causal(value: Any) -> bool:
 
 
 def mask(name: str, value: Any) -> None:
-    """Refuse anything but a (batch, seq_len) tensor of bool, integers or floats."""
+    """Refuse anything but a dense (batch, seq_len) tensor of bool, integers or floats."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, seq_len).")
+    _dense(name, value)
     if value.dim() != 2:
         raise ValueError(
             f"{name}: got shape {tuple(value.shape)}, expected (batch, seq_len) with 1 for a real token. "
@@ -187,9 +194,7 @@ def states(name: str, value: Any) -> None:
     tokens = "G" if name == "query_global" else "seq_len"
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (batch, heads, {tokens}, head_dim).")
-    if value.layout != torch.strided or value.is_nested:
-        what = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
-        raise TypeError(f"{name}: got {what}, expected torch.strided: pass a dense or padded one.")
+    _dense(name, value)
     if value.dim() != 4:
         raise ValueError(
             f"{name}: got shape {tuple(value.shape)}, expected (batch, heads, {tokens}, head_dim), the layout of "

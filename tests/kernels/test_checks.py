@@ -79,6 +79,18 @@ REFUSALS = {
         ValueError,
         r"^attention_mask: got shape \(2, 6, 6\), expected \(batch, seq_len\).*query dimension are not supported",
     ),
+    "mask_sparse": (
+        window_call,
+        {"attention_mask": torch.ones(2, 6).to_sparse()},
+        TypeError,
+        r"^attention_mask: got a tensor of layout torch.sparse_coo, expected torch.strided",
+    ),
+    "mask_nested": (
+        masks_call,
+        {"global_attention_mask": torch.nested.nested_tensor([torch.ones(6), torch.ones(5)])},
+        TypeError,
+        r"^global_attention_mask: got a nested tensor, expected torch.strided",
+    ),
     "mask_complex": (
         window_call,
         {"global_mask": torch.ones(2, 6, dtype=torch.complex64)},
