@@ -293,7 +293,8 @@ def attention_probabilities(
         ``max_globals``, a map of as many columns as there is room for). Both in float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: as in :func:`longformer_attention`.
+        TypeError, ValueError: as in :func:`longformer_attention`; a window so far beyond the text that its map would be
+            gigabytes of zeros.
     """
     checks.attention_inputs(query, key, key)
     batch, num_heads, seq_len, head_dim = query.shape

@@ -6,11 +6,17 @@ forward pass, and memory is linear in length.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from longformer_triton.kernels import checks
 from longformer_triton.kernels.pattern import AttentionPattern
 from longformer_triton.kernels.precision import matmul, to_accumulation_dtype
+
+# More of them, in columns that lie outside the text, is refused: a smaller window has the same probabilities.
+_MOST_GIB_OF_ZEROS = 16
 
 
 def _softmax_or_zero(scores: Tensor, visible: Tensor) -> Tensor:
@@ -29,21 +35,43 @@ def local_map(
     rows: list[int] | None,
     zero_global_rows: bool,
 ) -> Tensor:
-    """(batch, len(heads), len(rows), G + left + 1 + right) in the accumulation type; None for all rows."""
-    left, right = pattern.window
+    """(batch, len(heads), len(rows), G + left + 1 + right) in the accumulation type; None for all rows.
+
+    Raises:
+        ValueError: a map of so many columns outside the text that they alone would fill the memory.
+    """
+    left, right = near_left, near_right = pattern.window
+    if not checks.is_tracing():  # a graph serves longer texts too
+        farthest = (pattern.seq_len - 1) // min(pattern.dilations)
+        near_left, near_right = min(left, farthest), min(right, farthest)
     device = query.device
     # No list for all rows: a traced graph would be for that many alone.
     row = torch.arange(query.shape[2], device=device) if rows is None else torch.tensor(rows, dtype=torch.int64, device=device)
-    offset = torch.arange(-left, right + 1, device=device)
+    offset = torch.arange(-near_left, near_right + 1, device=device)
     maps = [
         _local_map_of_head(query[:, head], key[:, head * key.shape[1] // query.shape[1]], pattern, scale, row, offset, head)
         for head in heads
     ]
-    width = pattern.global_index.shape[1] + left + right + 1
-    local = torch.stack(maps, 1) if maps else to_accumulation_dtype(query).new_zeros((query.shape[0], 0, row.shape[0], width))
+    width = pattern.global_index.shape[1]
+    shape = (query.shape[0], len(heads), row.shape[0], width + offset.shape[0])
+    local = torch.stack(maps, 1) if maps else to_accumulation_dtype(query).new_zeros(shape)
     if zero_global_rows and pattern.global_mask is not None:
         local = local.masked_fill(pattern.global_mask[:, None, row, None], 0.0)
-    return local
+    return local if (near_left, near_right) == (left, right) else _widened(local, offset, pattern)
+
+
+def _widened(local: Tensor, offset: Tensor, pattern: AttentionPattern) -> Tensor:
+    """The map with all columns of the window: zero beyond those of ``offset``, which no key of these texts can fill."""
+    (left, right), width = pattern.window, pattern.global_index.shape[1]
+    shape = (*local.shape[:-1], width + left + 1 + right)
+    gib, gib_inside = (math.prod(sizes) * local.element_size() / 2**30 for sizes in (shape, local.shape))
+    if gib - gib_inside > _MOST_GIB_OF_ZEROS:
+        raise ValueError(
+            f"pattern: got a window of {left} and {right} keys for {pattern.seq_len} tokens, whose map takes {gib:.0f} GiB, of "
+            f"which {gib_inside:.1f} lie inside the text: pattern.with_window({pattern.seq_len - 1}) sees as much."
+        )
+    columns = torch.cat((torch.arange(width, device=local.device), offset + (width + left)))
+    return local.new_zeros(shape).index_copy_(-1, columns, local)
 
 
 def _local_map_of_head(

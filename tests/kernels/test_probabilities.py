@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 from attention_cases import OPTION_CASES, Case, each, random_cases
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longformer_triton.kernels import AttentionPattern, attention_probabilities, longformer_attention, sliding_window_attention
 
@@ -190,6 +191,39 @@ def test_nan_in_padding_stays_there(case):
         assert (got is None) == (expected is None)
         if got is not None:
             assert torch.equal(got, expected)
+
+
+@each({name: CASES[name] for name in ("causal", "dilated_per_head", "everything")})
+@pytest.mark.parametrize("window", [(2, 300), (300, 2)], ids=["right", "left"])
+def test_windows_beyond_the_text_keep_their_columns(case, window):
+    check_local_map(dataclasses.replace(case, window=window))
+
+
+def test_columns_outside_the_text_are_not_computed():
+    """A hundred thousand of them took seconds."""
+
+    def operations(window):
+        case = Case(batch=1, seq_len=10, window=window, globals_="some")
+        inputs, counted = case.inputs(requires_grad=False), []
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                counted.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with Count():
+            maps(case, inputs)
+        return len(counted)
+
+    assert operations(5000) == operations(50)
+
+
+def test_a_map_of_gigabytes_of_zeros_is_refused():
+    pattern = AttentionPattern.from_masks(shape=(2, 10), window=10**9)
+    states = torch.zeros(2, 4, 10, 8)
+    with pytest.raises(ValueError, match=r"pattern: got a window of 1000000000 .* takes 596 GiB, .*pattern.with_window\(9\)"):
+        attention_probabilities(states, states, pattern)
+    assert attention_probabilities(states, states, pattern.with_window(9))[0].shape == (2, 4, 10, 19)
 
 
 def test_batch_of_nothing():
