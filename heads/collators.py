@@ -38,6 +38,8 @@ _NO_INPUTS = frozenset((
 _LABELLED_TOKENS = ("token-classification", "fill-mask")
 # Of the tokens that are chosen, the shares that become <mask> and that become any word (arXiv 1810.04805, section 3.1).
 _MASK_SHARE, _ANY_SHARE = 0.8, 0.1
+# Where tokenizers make tensors, whatever torch.set_default_device says.
+_DEVICE = "cpu"
 
 
 def mask_tokens(
@@ -79,7 +81,7 @@ def ordinary_words(tokenizer: Any) -> Tensor:
     A random ``<pad>`` in a text would move the positions of all that follows, as they are counted over what is no padding.
     """
     special = set(tokenizer.all_special_ids)
-    return torch.tensor([word for word in range(len(tokenizer)) if word not in special])
+    return torch.tensor([word for word in range(len(tokenizer)) if word not in special], device=_DEVICE)
 
 
 class GlobalAttentionCollator:
@@ -154,7 +156,7 @@ class GlobalAttentionCollator:
             batch = {name: value.unflatten(0, (len(rows), choices)) for name, value in batch.items()}
             labels = [row[name] for row in rows for name in ("labels", "label") if name in row]
             if labels:
-                batch["labels"] = torch.as_tensor(labels)
+                batch["labels"] = torch.as_tensor(labels, device=_DEVICE)
         return batch
 
     def _mask(self, ids: Tensor, real: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ class GlobalAttentionCollator:
             from longformer_triton.tokenization import BatchEncoding, global_attention
 
             encoded = BatchEncoding({"input_ids": ids, "attention_mask": real})
-            mask = torch.tensor(global_attention.rows_for(self.global_attention, encoded))
+            mask = torch.tensor(global_attention.rows_for(self.global_attention, encoded), device=_DEVICE)
         return mask * real
 
 
@@ -242,7 +244,7 @@ class MaskedLanguageCollator:
             del batch["global_attention_mask"]
         special = batch.pop("special_tokens_mask", None)
         if special is None:
-            special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
+            special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids, device=_DEVICE))
         batch["input_ids"], batch["labels"] = mask_tokens(
             batch["input_ids"],
             (special == 0) & (batch["attention_mask"] == 1),
@@ -284,7 +286,7 @@ def _padded(
             ]
         elif name in _PLACES and is_left:
             values = [place + lack for place, lack in zip(values, missing, strict=True)]
-        batch["labels" if name == "label" else name] = torch.as_tensor(values)
+        batch["labels" if name == "label" else name] = torch.as_tensor(values, device=_DEVICE)
     return batch
 
 

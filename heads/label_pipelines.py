@@ -67,7 +67,7 @@ class FillMask(Pipeline):
         words = [targets] if isinstance(targets, str) else targets
         if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
             raise ValueError(f"targets: got {targets!r}, expected a word, a list of one at least, or None for all there are.")
-        return {"top_k": top_k, "allowed": torch.tensor([self._one_token(word) for word in words])}
+        return {"top_k": top_k, "allowed": torch.tensor([self._one_token(word) for word in words], device="cpu")}
 
     def result(
         self, item: str, rows: Sequence[Row], outputs: Sequence[Tensor], *, top_k: int, allowed: Tensor | None

@@ -146,10 +146,10 @@ class Pipeline(abc.ABC):
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """(input_ids, attention_mask), each (batch, longest row), on the model's device."""
         width = max(len(row.input_ids) for row in rows)
-        input_ids = torch.full((len(rows), width), self.model.config.pad_token_id, dtype=torch.int64)
+        input_ids = torch.full((len(rows), width), self.model.config.pad_token_id, dtype=torch.int64, device="cpu")
         mask = torch.zeros_like(input_ids)
         for place, row in enumerate(rows):
-            input_ids[place, : len(row.input_ids)] = torch.tensor(row.input_ids)
+            input_ids[place, : len(row.input_ids)] = torch.tensor(row.input_ids, device="cpu")
             mask[place, : len(row.input_ids)] = 1
         return input_ids.to(self.model.device), mask.to(self.model.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -134,7 +135,7 @@ class QuestionAnswering(Pipeline):
         ranked = sorted(found.items(), key=lambda pair: -pair[1])[:top_k]
         answers = [
             {
-                "score": float(torch.tensor(value - total).exp()),
+                "score": math.exp(value - total),
                 "answer": item["context"][start:end],
                 "start": start,
                 "end": end,
@@ -146,7 +147,7 @@ class QuestionAnswering(Pipeline):
     @staticmethod
     def _only_context(row: Row, logits: Tensor) -> Tensor:
         """(2, tokens) with minus infinity wherever no answer may begin or end: in the question, at special tokens."""
-        outside = torch.tensor([part != 1 for part in row.part])
+        outside = torch.tensor([part != 1 for part in row.part], device="cpu")
         return logits.masked_fill(outside, -torch.inf)
 
     @staticmethod

@@ -212,6 +212,17 @@ def test_labels_of_a_text_stay_a_vector(tokenizer):
     assert batch["labels"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_batches_are_where_tokenizers_make_tensors(tokenizer, task):
+    collators = [GlobalAttentionCollator(tokenizer, task)]
+    if task == "fill-mask":
+        collators += [MaskedLanguageCollator(tokenizer, probability=1, global_attention="first")]
+    for collator in collators:
+        with torch.device("meta"):
+            batch = collator(rows_of(tokenizer, task))
+        assert {value.device.type for value in batch.values()} == {"cpu"}
+
+
 @pytest.mark.parametrize("kind", ["function", "rows", "first", "none"])
 def test_other_global_tokens_than_the_tasks(tokenizer, kind):
     rows = rows_of(tokenizer, "token-classification")

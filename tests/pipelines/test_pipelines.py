@@ -110,6 +110,14 @@ def test_dtype_and_device_reach_the_model(checkpoints):
     assert all(isinstance(number, float) for number in pipe(TEXT)["mean"])
 
 
+@pytest.mark.parametrize("task", HEADS)
+def test_another_default_device_changes_nothing(task, checkpoints):
+    pipe, options = pipeline(task, checkpoints[task]), {"targets": [" cat", " dog"]} if task == "fill-mask" else {}
+    expected = pipe(INPUTS[task], **options)
+    with torch.device("meta"):
+        assert pipe(INPUTS[task], **options) == expected
+
+
 def test_words_behind_masks_come_with_their_texts(checkpoints):
     pipe = pipeline("fill-mask", checkpoints["fill-mask"])
     found = pipe("the <mask> saw a tree", top_k=3)
