@@ -34,6 +34,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
+def _unpacked(value: Any) -> Any:
+    """What NumPy has made, be it an array, as Python's; a tensor stays one."""
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, Tensor) else value
+
+
 def _bounded(value: Any) -> Any:
     number = _plain(value)
     return min(number, _FARTHEST) if isinstance(number, int) else number
@@ -51,7 +56,7 @@ def _describe(value: Any) -> str:
 
 def window(value: Any) -> tuple[int, int]:
     """(left, right) from an int or a pair; raises for anything else."""
-    sides = (value, value) if _is_int(value) else value
+    sides = (value, value) if _is_int(value) else _unpacked(value)
     if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(_is_int(side) for side in sides):
         raise TypeError(
             f"window: got {_describe(value)}, expected an int w (w keys each side) or a pair (left, right) of ints. "
@@ -68,7 +73,7 @@ def window(value: Any) -> tuple[int, int]:
 
 def dilation(value: Any) -> int | tuple[int, ...]:
     """An int, or a tuple with one int for each query head; raises for anything else."""
-    steps = (value,) if _is_int(value) else value
+    steps = (value,) if _is_int(value) else _unpacked(value)
     if not isinstance(steps, Sequence) or not steps or not all(_is_int(step) for step in steps):
         raise TypeError(f"dilation: got {_describe(value)}, expected an int or a sequence with one int for each query head.")
     if any(step < 1 for step in steps):
@@ -86,6 +91,7 @@ def max_globals(value: Any) -> int | None:
 
 def is_causal(value: Any) -> bool:
     """Refuse anything but True and False: text, even "False", would count as true."""
+    value = _unpacked(value)
     if not isinstance(value, bool):
         raise TypeError(f"is_causal: got {_describe(value)}, expected True or False.")
     return value
@@ -379,7 +385,7 @@ def selection(name: str, value: Sequence[int] | None, size: int) -> list[int]:
     """A list of indices below ``size``, negative ones counted from the end; None selects all."""
     if value is None:
         return list(range(size))
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, (Sequence, range)) or not all(_is_int(item) for item in value):
         raise TypeError(f"{name}: got {_describe(value)}, expected None or a sequence of ints.")

@@ -357,6 +357,17 @@ def test_numbers_of_numpy_are_numbers():
     assert torch.equal(got, expected)
 
 
+def test_arrays_of_numpy_are_sequences():
+    got = pattern(window=numpy.array([2, 3]), dilation=numpy.array([1, 2, 1, 1]), is_causal=numpy.bool_(True))
+    assert (got.window, got.dilation, got.is_causal) == ((2, 3), (1, 2, 1, 1), True)
+    assert got.is_causal is True
+    few, _ = maps_call(pattern=got, heads=numpy.array([1, -1]), rows=numpy.array([0]))
+    assert torch.equal(few, maps_call(pattern=got, heads=[1, 3], rows=[0])[0])
+    for wrong in (numpy.array([1.0, 2.0]), numpy.array([[1, 2]]), numpy.array([])):
+        with pytest.raises(TypeError, match=r"^dilation: got"):
+            pattern(dilation=wrong)
+
+
 @pytest.mark.parametrize(("device", "level"), [("cpu", logging.INFO), ("cuda:0", logging.WARNING)])
 def test_the_slow_backend_is_told_of_once(device, level, caplog):
     """On a GPU, where whoever did not ask for it may not expect it."""
