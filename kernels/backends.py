@@ -31,6 +31,8 @@ _OLDEST_CAPABILITY = (8, 0)
 @functools.cache
 def tell_torch_is_used(device: torch.device, reason: str | None) -> None:
     """Log, once for each reason, that the PyTorch backend computes what the kernels do not: a warning where that is slow."""
+    if device.type == "meta":  # which computes nothing
+        return
     is_slow = device.type != "cpu"
     level, where = (logging.WARNING, ", where it is slow") if is_slow else (logging.INFO, "")
     _log.log(level, "PyTorch backend in use on %s%s: %s", device, where, reason)

@@ -85,7 +85,8 @@ def dilation(value: Any) -> int | tuple[int, ...]:
 def max_globals(value: Any) -> int | None:
     """None or a non-negative int; raises for anything else."""
     if value is not None and (not _is_int(value) or value < 0):
-        raise ValueError(f"max_globals: got {value!r}, expected None or an int >= 0, the most global tokens of any sample.")
+        error = ValueError if _is_int(value) else TypeError
+        raise error(f"max_globals: got {value!r}, expected None or an int >= 0, the most global tokens of any sample.")
     return None if value is None else _plain(value)
 
 

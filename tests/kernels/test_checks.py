@@ -190,7 +190,7 @@ REFUSALS = {
         ValueError,
         r"^device: got 'meta' and masks on cpu",
     ),
-    "max_globals_float": (masks_call, {"shape": (1, 4), "max_globals": 1.0}, ValueError, r"^max_globals: got 1.0"),
+    "max_globals_float": (masks_call, {"shape": (1, 4), "max_globals": 1.0}, TypeError, r"^max_globals: got 1.0"),
     # pattern
     "pattern_and_window": (window_call, {"pattern": pattern(), "window": 1}, ValueError, r"^pattern: got one together.*either"),
     "pattern_and_mask": (
@@ -379,3 +379,10 @@ def test_the_slow_backend_is_told_of_once(device, level, caplog):
     assert record.levelno == level
     assert record.getMessage().startswith(f"PyTorch backend in use on {device}")
     assert record.getMessage().endswith("a reason")
+
+
+def test_nothing_is_slow_on_meta_which_computes_nothing(caplog):
+    caplog.set_level(logging.INFO, "longformer_triton")
+    backends.tell_torch_is_used.cache_clear()
+    window_call(**dict.fromkeys(("query", "key", "value"), states(**META)))
+    assert not caplog.records
