@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
@@ -17,6 +17,11 @@ SIDES = ("right", "left")
 # What stands for "no limit" in configurations; larger than any length, and transformers' own number.
 NO_LIMIT = int(1e30)
 _LARGE = int(1e20)
+# Arguments of transformers for which there is nothing here.
+_ABSENT = frozenset((
+    "commit_description", "commit_message", "create_pr", "gguf_file", "private", "proxies", "push_to_hub", "repo_id",
+    "resume_download", "tags", "use_auth_token", "variant",
+))  # fmt: skip
 
 
 class Strategy(NamedTuple):
@@ -120,6 +125,18 @@ def _choice(argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value in allowed:
         return allowed[allowed.index(value)]
     raise ValueError(f"{argument}: got {value!r}, expected True, False, {', '.join(map(repr, allowed))}.")
+
+
+def without_absent(given: Mapping[str, Any], instead: str) -> dict[str, Any]:
+    """The arguments without those of transformers that are not here, where they ask for nothing: None or False.
+
+    Raises:
+        NotImplementedError: one asks for something; ``instead`` says what to do.
+    """
+    for name, value in given.items():
+        if name in _ABSENT and value is not None and value is not False:
+            raise NotImplementedError(f"{name}: got {value!r}, expected None, for there is no such option here: {instead}.")
+    return {name: value for name, value in given.items() if name not in _ABSENT}
 
 
 def checked_length(argument: str, value: Any, least: int) -> None:

@@ -177,7 +177,9 @@ class LongformerTokenizer(Calling):
 
         Raises:
             ValueError: a file is missing (FileNotFoundError too), damaged, or no byte-level BPE.
+            NotImplementedError: an option of transformers that is not here.
         """
+        overrides = options.without_absent(overrides, "load a directory of files")
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
         folder = files.locate(pretrained_model_name_or_path, subfolder, **hub)
@@ -222,7 +224,11 @@ class LongformerTokenizer(Calling):
         return cls(tokenizer_object=model, **arguments)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], legacy_format: bool | None = None, filename_prefix: str | None = None
+        self,
+        save_directory: str | os.PathLike[str],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        **hub: Any,
     ) -> tuple[str, ...]:
         """Write the files that this class and transformers read, all of them or none.
 
@@ -231,13 +237,20 @@ class LongformerTokenizer(Calling):
             legacy_format: True: vocab.json and merges.txt; False: tokenizer.json; None: all of them. Configuration and special
                 tokens come along.
             filename_prefix: of the names: "prefix-vocab.json".
+            hub: options of transformers about the hub, which ask for nothing here.
 
         Returns:
             The paths written.
 
         Raises:
             ValueError: ``save_directory`` is a file.
+            NotImplementedError: an option asks for something, ``push_to_hub=True``.
+            TypeError: there is no such option.
         """
+        others = options.without_absent(hub, "save, and upload with huggingface_hub.upload_folder")
+        unknown = [name for name in others if name != "token"]  # which uploads nothing by itself
+        if unknown:
+            raise TypeError(f"{unknown[0]}: got an unexpected argument.")
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"save_directory: got {folder}, which is a file, expected a directory.")

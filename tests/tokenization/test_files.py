@@ -248,6 +248,19 @@ def test_arguments_win_over_files(small, tmp_path):
         LongformerTokenizer.from_pretrained(tmp_path, max_width=3)
 
 
+def test_options_of_transformers_that_ask_for_nothing_are_accepted(small, tmp_path):
+    tokenizer = LongformerTokenizer.from_pretrained(small, proxies=None, resume_download=False, trust_remote_code=False)
+    assert tokenizer.save_pretrained(tmp_path / "saved", push_to_hub=False, repo_id=None, token="secret")
+    LongformerTokenizer.from_pretrained(tmp_path / "saved")
+    with pytest.raises(NotImplementedError, match=r"^proxies: got \{'http': ''\}, .*: load a directory"):
+        LongformerTokenizer.from_pretrained(small, proxies={"http": ""})
+    with pytest.raises(NotImplementedError, match=r"^push_to_hub: got True, .*upload_folder"):
+        tokenizer.save_pretrained(tmp_path / "refused", push_to_hub=True)
+    with pytest.raises(TypeError, match=r"^push_to_hubb: got an unexpected argument"):
+        tokenizer.save_pretrained(tmp_path / "refused", push_to_hubb=False)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_file_systems_without_second_names_get_copies(tokenizer, tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("not supported")))
