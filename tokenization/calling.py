@@ -166,7 +166,7 @@ class Calling(Decoding):
         options.checked_length("stride", call["stride"], 0)
         if how.truncation != options.DO_NOT_TRUNCATE:
             assert how.max_length is not None
-            options.checked_cut(how.max_length, specials)
+            options.checked_cut(how.max_length, specials, call["stride"])
             side = options.checked_side("truncation_side", self.truncation_side)
             truncation = Truncation(how.max_length, call["stride"], how.truncation, side)
         if how.padding != options.DO_NOT_PAD:

@@ -154,8 +154,9 @@ def checked_length(argument: str, value: Any, least: int) -> None:
         raise ValueError(f"{argument}: got {value}, expected at least {least}.")
 
 
-def checked_cut(max_length: int, specials: int) -> None:
-    """Refuse a length that special tokens fill already; the library would take it for no limit at all.
+def checked_cut(max_length: int, specials: int, stride: int) -> None:
+    """Refuse a length that special tokens fill already, which the library would take for no limit at all, and rows that never
+    move on, on which it prints a panic.
 
     Raises:
         ValueError: it is such.
@@ -164,6 +165,12 @@ def checked_cut(max_length: int, specials: int) -> None:
         raise ValueError(
             f"max_length: got {max_length}, expected at least {specials}, the number of special tokens in each row: a larger "
             "max_length, or add_special_tokens=False."
+        )
+    room = max_length - specials
+    if stride and stride >= room:
+        raise ValueError(
+            f"stride: got {stride}, expected less than {room}, what max_length {max_length} leaves for a text: a smaller "
+            "stride, or a larger max_length."
         )
 
 
