@@ -145,7 +145,7 @@ class GlobalAttentionCollator:
 
         Raises:
             ValueError: no rows, different entries in them, or different numbers of choices.
-            TypeError: an entry holds text, or None, instead of numbers.
+            TypeError: an entry holds text, or None, instead of numbers, or one number where each token needs its own.
         """
         flat, choices = _checked(rows, nested=self.task == "multiple-choice")
         flat = [{name: value for name, value in row.items() if name not in self._left_out} for row in flat]
@@ -238,7 +238,8 @@ class MaskedLanguageCollator:
         """
         given = [dict(row) if isinstance(row, Mapping) else {"input_ids": row} for row in rows]
         for row in given:
-            row.pop("labels", None)
+            for name in ("labels", "label"):  # of another task
+                row.pop(name, None)
         batch = self._pad(given)
         if not self._has_globals and not any("global_attention_mask" in row for row in given):
             del batch["global_attention_mask"]
@@ -275,6 +276,9 @@ def _padded(
     for name in sorted(apart & set(rows[0])):
         values = [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
         if name == "global_attention_mask" or (token_labels and name not in _PLACES):
+            single = next((row for row, value in enumerate(values) if not isinstance(value, Sequence)), None)
+            if single is not None:
+                raise TypeError(f"{name}: got {values[single]!r} in row {single}, expected a list, one number for each token.")
             wrong = [(row, len(value)) for row, value in enumerate(values) if len(value) != lengths[row]]
             if wrong:
                 row, count = wrong[0]

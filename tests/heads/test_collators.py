@@ -352,6 +352,20 @@ def test_arguments_of_another_kind_are_refused(tokenizer, make, message):
         make(tokenizer)
 
 
+@pytest.mark.parametrize("task", ["token-classification", "fill-mask"])
+@pytest.mark.parametrize("name", ["label", "labels", "global_attention_mask"])
+def test_one_number_where_each_token_needs_its_own_is_named(tokenizer, task, name):
+    rows = [{"input_ids": [0, 2], name: [1, 1]}, {"input_ids": [0, 2], name: torch.tensor(1)}]
+    with pytest.raises(TypeError, match=f"^{name}: got 1 in row 1, expected a list, one number for each token"):
+        GlobalAttentionCollator(tokenizer, task)(rows)
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_labels_of_another_task_give_way_to_masked_words(tokenizer, name):
+    batch = MaskedLanguageCollator(tokenizer, probability=1)([{"input_ids": [0, 7, 2], name: 1}])
+    assert batch["labels"].tolist() == [[-100, 7, -100]]
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
