@@ -14,6 +14,7 @@ import typer
 RESUMED_AND_DRAWN = typer.Option("--out", help="Folder of results.csv and the pictures; a rerun resumes there.")
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the default is a GPU if there is one.")]
 
+# Those of heads.packing, whose import brings torch, which `tokenize` does without; a test compares the two.
 _FORMATS = ("text", "lines", "jsonl")
 # What to do about an error of the system, by its number.
 _ADVICE = {

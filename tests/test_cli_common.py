@@ -14,7 +14,7 @@ from longformer_triton.bench.cases import FORWARD, Case
 from longformer_triton.bench.measure import Measurement
 from longformer_triton.bench.record import OK, Record
 from longformer_triton.cli import app
-from longformer_triton.heads import pretraining
+from longformer_triton.heads import packing, pretraining
 
 ORIGIN = {"device": "a processor", "threads": "1", "torch": "2.0", "date": "2026-01-01T00:00:00+00:00", "commit": "abc"}
 # Commands that measure, without --out, and the function of theirs that writes.
@@ -190,6 +190,10 @@ def test_spaces_around_the_commas_of_providers_and_lengths(tmp_path, monkeypatch
     assert [(plan.providers, plan.lengths, plan.windows) for plan in asked] == [
         (("ours-torch", "sdpa"), (256, 1024), (64, 128))
     ]
+
+
+def test_files_have_the_same_formats_for_all_commands():
+    assert cli_common._FORMATS == packing._FORMS
 
 
 def test_spaces_around_the_commas_of_architectures():
