@@ -18,13 +18,15 @@ def to_accumulation_dtype(states: Tensor) -> Tensor:
     return states.to(accumulation_dtype(states.dtype))
 
 
+def has_autocast(device_type: str) -> bool:
+    """Whether a kind of device has autocast; of one that has none, such as meta, PyTorch refuses to say whether it is on."""
+    # PyTorch 2.11 cannot trace the question; what compilers are for has autocast.
+    return device_type != "meta" and (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type))
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Products inside are made in the type of their factors, whatever autocast is on around them."""
-    # PyTorch 2.11 cannot trace the question; what compilers are for has autocast.
-    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
-    if device.type == "meta" or not has_autocast:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if has_autocast(device.type) else contextlib.nullcontext()
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:

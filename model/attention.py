@@ -11,6 +11,7 @@ from longformer_triton.kernels import (
     AttentionPattern,
     absorbed_global_attention,
     attention_probabilities,
+    checks,
     longformer_attention,
     sliding_window_attention,
 )
@@ -135,7 +136,7 @@ class AttentionComputation:
             return False
         if setting != "auto":
             return bool(setting)
-        if torch.compiler.is_compiling() and getattr(self.config, "max_globals", None) is None:
+        if checks.is_tracing() and getattr(self.config, "max_globals", None) is None:
             return False
         return pattern.global_index.shape[1] * (heads - 1) < hidden_size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from longformer_triton.kernels import checks
 from longformer_triton.model import inputs
 from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.residual import dropped
@@ -87,14 +88,14 @@ class LongformerEmbeddings(nn.Module):
         """Refuse what would index past the position table, before anything is launched.
 
         Padding has no position of its own, so a padded text may be longer than the table; what counts are real tokens. They
-        are counted only where the shape alone does not settle it, and never while tracing: there the shape decides. An
-        exported graph has no such check, since it would bound the lengths it accepts.
+        are counted only where the shape alone does not settle it, and never where ids have no values, while tracing or on meta:
+        there the shape decides. An exported graph has no such check, since it would bound the lengths it accepts.
         """
         if torch.compiler.is_exporting() or position_ids is not None:
             return
         if tokens <= self.longest:
             return
-        if input_ids is not None and not torch.compiler.is_compiling():
+        if input_ids is not None and not input_ids.is_meta and not checks.is_tracing():
             tokens = int(input_ids.ne(self.padding_idx).sum(1).max()) if input_ids.numel() else 0
         if tokens > self.longest:
             name = "input_ids" if input_ids is not None else "inputs_embeds"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, relu, silu
 
-from longformer_triton.kernels.precision import accumulation_dtype
+from longformer_triton.kernels.precision import accumulation_dtype, has_autocast
 from longformer_triton.model.linear import dense, dense_gradients
 
 Activation = Callable[[Tensor], Tensor]
@@ -68,7 +68,7 @@ def feed_forward(states: Tensor, wide: nn.Linear, narrow: nn.Linear, activation:
     """
     tensors: tuple[Tensor, ...] = (states, wide.weight, wide.bias, narrow.weight, narrow.bias)
     kind = states.device.type
-    if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
+    if has_autocast(kind) and torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
         tensors = tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _FeedForward.apply(*tensors, activation)

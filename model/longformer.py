@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from longformer_triton.kernels import AttentionPattern
+from longformer_triton.kernels import AttentionPattern, checks
 from longformer_triton.model import inputs, settings
 from longformer_triton.model.base import LongformerPreTrainedModel
 from longformer_triton.model.config import LongformerConfig
@@ -122,7 +122,7 @@ class LongformerModel(LongformerPreTrainedModel):
             window=config.windows()[0] // 2,
             max_globals=config.max_globals,
         )
-        if not torch.compiler.is_compiling():
+        if not checks.is_tracing():
             self._advise(input_ids, attention_mask, pattern, output_attentions)
         encoded = self.encoder(hidden_states, pattern, head_mask, output_attentions, output_hidden_states)
         last = encoded.last_hidden_state
