@@ -28,6 +28,7 @@ from torch import Tensor
 
 from longformer_triton.kernels import checks
 from longformer_triton.model import inputs
+from longformer_triton.model.settings import check_at_least, plain
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def question(input_ids: Tensor, sep_token_id: int | None, attention_mask: Tensor
 
     Raises:
         ValueError: no separator is known, or a text has none; the latter is checked in eager mode on the CPU.
-        TypeError: an argument is no tensor.
+        TypeError: an argument is no tensor, or the separator no whole number.
     """
     found = _first_separator(input_ids, sep_token_id, attention_mask, missing=0)
     return (torch.arange(input_ids.shape[1], device=input_ids.device) < found[:, None]).long()
@@ -93,6 +94,7 @@ def _first_separator(input_ids: Tensor, sep_token_id: int | None, attention_mask
             "sep_token_id: got None, expected the id of the token that separates the two parts: set model.config.sep_token_id, "
             "or pass global_attention_mask."
         )
+    check_at_least("sep_token_id", plain(sep_token_id), 0)
     is_separator = input_ids == sep_token_id
     has_one = is_separator.any(1)
     if checks.should_validate(None, input_ids.device):

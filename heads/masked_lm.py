@@ -58,19 +58,28 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         self.post_init()
 
     def tie_weights(self) -> None:
-        """Make the decoder's weight the word embedding, and its bias the head's."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.get_input_embeddings().weight
-        self.lm_head.bias = self.lm_head.decoder.bias
+        """Make the decoder's weight the word embedding, and its bias the head's.
+
+        If the configuration says so no longer, the weight becomes a copy: a new parameter, so call this before an optimiser is
+        made.
+        """
+        decoder, words = self.lm_head.decoder, self.get_input_embeddings().weight
+        is_tied = self.longformer.built_in["tie_word_embeddings"] = self.config.tie_word_embeddings
+        if is_tied:
+            decoder.weight = words
+        elif decoder.weight is words:
+            decoder.weight = nn.Parameter(words.detach().clone(), requires_grad=words.requires_grad)
+        self.lm_head.bias = decoder.bias
 
     def get_output_embeddings(self) -> nn.Linear:
         """The decoder."""
         return self.lm_head.decoder
 
     def set_output_embeddings(self, decoder: nn.Linear) -> None:
-        """Replace the decoder."""
+        """Replace the decoder; if the configuration says that it is the word embedding, :meth:`tie_weights` makes it so."""
         self.lm_head.decoder = decoder
         self.lm_head.bias = decoder.bias
+        self.longformer.built_in["tie_word_embeddings"] = self.config.tie_word_embeddings
 
     def _resize_output(self, size: int, std: float | None) -> None:
         decoder = self.lm_head.decoder

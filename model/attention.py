@@ -19,6 +19,7 @@ from longformer_triton.model.config import LongformerConfig
 from longformer_triton.model.linear import apply_linear
 from longformer_triton.model.plain import is_plain_linear
 from longformer_triton.model.residual import add_projected
+from longformer_triton.model.settings import check_absorb
 
 Maps = tuple[Tensor, "Tensor | None"]
 GLOBAL_PROJECTIONS = ("query_global", "key_global", "value_global")
@@ -132,6 +133,7 @@ class AttentionComputation:
         than two products, so that is what a graph for any number does.
         """
         setting = getattr(self.config, "absorb_global_projections", "auto")
+        check_absorb(setting)
         if not (is_plain_linear(self.key_global) and is_plain_linear(self.value_global)):
             return False
         if setting != "auto":

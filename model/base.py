@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ class LongformerPreTrainedModel(nn.Module):
     Args:
         config: the configuration, kept by reference. A later change of ``attention_window``, of what a forward pass returns,
             of special tokens but padding, ``chunk_size_feed_forward``, ``absorb_global_projections`` or ``max_globals`` takes
-            effect; one of a field that modules take over, such as a dropout probability, is refused at the next forward pass.
+            effect; one of a field that modules take over, such as a dropout probability, is refused at the next forward pass,
+            and so is a value that does not fit.
 
     Raises:
         TypeError, ValueError: ``config`` is no LongformerConfig, or does not fit.
@@ -198,8 +200,8 @@ class LongformerPreTrainedModel(nn.Module):
             hub_options: transformers' (push_to_hub, variant, token ...), accepted where they ask for nothing.
 
         Raises:
-            ValueError: ``save_directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, or parameters
-                are sharded (FSDP2).
+            ValueError: ``save_directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, parameters
+                are sharded (FSDP2), or the configuration was changed and says of parameters what is not so.
             TypeError, NotImplementedError: one of ``hub_options`` is none, or asks for something.
         """
         settings.check_hub_options(hub_options)
@@ -218,7 +220,12 @@ class LongformerPreTrainedModel(nn.Module):
         write_together(folder, files, remove=stale_weights(folder, files))
 
     def writers(self, tensors: Mapping[str, Tensor], max_shard_size: int | str) -> dict[str, Callable[[Path], object]]:
-        """{file: what writes it} of a checkpoint with ``tensors``; the configuration learns their dtype and this class."""
+        """{file: what writes it} of a checkpoint with ``tensors``; the configuration learns their dtype and this class.
+
+        Raises:
+            ValueError: the configuration says of parameters what is not so, or ``max_shard_size`` is no size.
+        """
+        settings.check_unchanged(self.config, self.base_model.built_in, of_parameters=True)
         self.config.architectures = [type(self).__name__]
         self.config.dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), self.dtype)
         config_text = self.config.to_json_string()
@@ -339,12 +346,12 @@ class LongformerPreTrainedModel(nn.Module):
         """
         if not isinstance(heads_to_prune, Mapping) or not all(isinstance(heads, Iterable) for heads in heads_to_prune.values()):
             raise TypeError(f"heads_to_prune: got {heads_to_prune!r}, expected a mapping from layers to lists of heads.")
-        layers = self.base_model.encoder.layer
-        pruned = dict(self.config.pruned_heads)
+        layers, built_in = self.base_model.encoder.layer, self.base_model.built_in
+        pruned = dict(built_in["pruned_heads"])
         for layer, heads in heads_to_prune.items():
             pruned[layer] = sorted({*pruned.get(layer, []), *heads})
         settings.check_pruned(pruned, self.config)
-        self.config.pruned_heads = pruned
+        self.config.pruned_heads, built_in["pruned_heads"] = pruned, copy.deepcopy(pruned)
         for layer in heads_to_prune:
             attention = layers[layer].attention
             attention.keep_heads([head for head in attention.self.heads if head not in pruned[layer]])  # type: ignore[operator,union-attr]

@@ -66,7 +66,8 @@ class LongformerModel(LongformerPreTrainedModel):
         super().__init__(config)
         self.embeddings = LongformerEmbeddings(config)
         self.encoder = LongformerEncoder(config)
-        self._built_in = settings.built_in(config)
+        # What else modules know of the configuration, heads add: see settings.check_unchanged.
+        self.built_in = settings.built_in(config)
         self.pooler = LongformerPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -104,7 +105,8 @@ class LongformerModel(LongformerPreTrainedModel):
             ValueError, TypeError: an argument does not fit; a text is longer than the position table.
         """
         config = self.config
-        settings.check_unchanged(config, self._built_in)
+        settings.check_read(config)
+        settings.check_unchanged(config, self.built_in)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping
@@ -34,8 +35,12 @@ OWN_FIELDS = {"absorb_global_projections": "auto", "max_globals": None}
 # num_labels with a new classifier, and num_hidden_layers, which is compared with the layers there are.
 BUILT_IN = (
     "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size", "pad_token_id", "hidden_act",
-    "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "pruned_heads",
 )  # fmt: skip
+# Those that say which parameters there are: saved otherwise, a checkpoint would not load, or would lose some of them.
+_OF_PARAMETERS = ("hidden_size", "intermediate_size", "type_vocab_size", "pruned_heads", "tie_word_embeddings")
+# How a model that is built follows a change.
+_FOLLOWED_BY = {"pruned_heads": "model.prune_heads(...) removes heads", "tie_word_embeddings": "call model.tie_weights()"}
 
 # transformers' options of saving that are not here.
 _OF_SAVING = (
@@ -197,19 +202,47 @@ def windows(value: Any, num_layers: int) -> list[int]:
 
 
 def built_in(config: LongformerConfig) -> dict[str, Any]:
-    """The fields that modules take over when they are built."""
-    return {name: getattr(config, name) for name in BUILT_IN}
+    """The fields that modules take over when they are built; no later change of the configuration reaches what comes back."""
+    fields = {name: getattr(config, name) for name in BUILT_IN}
+    return {**fields, "pruned_heads": copy.deepcopy(config.pruned_heads)}
 
 
-def check_unchanged(config: LongformerConfig, before: Mapping[str, Any]) -> None:
-    """Refuse a configuration that no longer says what the model is: ``before`` is its :func:`built_in` when it was built."""
+def check_unchanged(config: LongformerConfig, before: Mapping[str, Any], *, of_parameters: bool = False) -> None:
+    """Refuse a configuration that no longer says what the model is.
+
+    Args:
+        config: as it is now.
+        before: its :func:`built_in` when the model was built, brought up to date by what changes the model itself.
+        of_parameters: leave out the fields that say how parameters are used, not which there are.
+    """
     for name, value in before.items():
         now = getattr(config, name)
-        if now != value:
+        if now != value and (name in _OF_PARAMETERS or not of_parameters):
+            way = _FOLLOWED_BY.get(name, "build a model with the new value, as from_pretrained(..., field=value) does")
             raise ValueError(
-                f"config.{name}: got {now!r} in a model that was built with {value!r}, which its modules keep: build a model "
-                f"with the new value, as from_pretrained(..., {name}={now!r}) does, or set the old one again."
+                f"config.{name}: got {now!r} in a model that was built with {value!r}, which its modules keep: {way}, or set "
+                "the old one again."
             )
+
+
+def check_read(config: LongformerConfig) -> None:
+    """Refuse wrong values of the fields that a model reads after it was built, since they may have changed since."""
+    _check_number(config, "chunk_size_feed_forward", int, lowest=0)
+    if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type: got {config.problem_type!r}, expected None or one of {', '.join(PROBLEM_TYPES)}.")
+    check_absorb(config.absorb_global_projections)
+    for name in ("max_globals", "sep_token_id"):
+        if getattr(config, name) is not None:
+            _check_number(config, name, int, lowest=0)
+    for name in ("output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name}: got {getattr(config, name)!r}, expected True or False.")
+
+
+def check_absorb(value: Any) -> None:
+    """Refuse anything but a value of ``absorb_global_projections``."""
+    if value not in ("auto", True, False):
+        raise ValueError(f"absorb_global_projections: got {value!r}, expected 'auto', True or False.")
 
 
 def check(config: LongformerConfig) -> None:
@@ -219,8 +252,7 @@ def check(config: LongformerConfig) -> None:
         "max_position_embeddings", "type_vocab_size",
     ):  # fmt: skip
         _check_number(config, name, int, lowest=1)
-    for name in ("pad_token_id", "chunk_size_feed_forward"):
-        _check_number(config, name, int, lowest=0)
+    _check_number(config, "pad_token_id", int, lowest=0)
     for name in ("initializer_range", "layer_norm_eps"):
         _check_number(config, name, float, lowest=0)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -243,20 +275,10 @@ def check(config: LongformerConfig) -> None:
             )
     if not callable(config.hidden_act) and config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act: got {config.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}, or a function.")
-    if config.problem_type is not None and config.problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type: got {config.problem_type!r}, expected None or one of {', '.join(PROBLEM_TYPES)}.")
-    if config.absorb_global_projections not in ("auto", True, False):
-        raise ValueError(
-            f"absorb_global_projections: got {config.absorb_global_projections!r}, expected 'auto', True or False."
-        )
-    if config.max_globals is not None:
-        _check_number(config, "max_globals", int, lowest=0)
-    for name in ("sep_token_id", "bos_token_id", "eos_token_id"):
+    for name in ("bos_token_id", "eos_token_id"):
         if getattr(config, name) is not None:
             _check_number(config, name, int, lowest=0)
-    for name in ("output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings"):
-        if not isinstance(getattr(config, name), bool):
-            raise TypeError(f"{name}: got {getattr(config, name)!r}, expected True or False.")
+    check_read(config)
     windows(config.attention_window, config.num_hidden_layers)
     check_pruned(config.pruned_heads, config)
 
