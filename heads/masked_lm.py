@@ -85,7 +85,10 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         decoder = self.lm_head.decoder
         if not self.config.tie_word_embeddings:
             resized_rows(decoder, size, std)
-        resized_rows(decoder, size, 0.0, name="bias")
+        # A decoder of the user's may have no bias, and a tied weight is resized already.
+        if decoder.bias is not None:
+            resized_rows(decoder, size, 0.0, name="bias")
+        decoder.out_features = size
 
     def forward(
         self,

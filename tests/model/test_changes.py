@@ -70,6 +70,21 @@ def test_the_decoder_follows_the_vocabulary(size, tied):
     torch.testing.assert_close(logits[..., :kept], before[..., :kept])
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "not_tied"])
+def test_a_decoder_without_a_bias_follows_too(tmp_path, tied):
+    model, inputs = ours("LongformerForMaskedLM", tie_word_embeddings=tied), batch("LongformerForMaskedLM")
+    model.set_output_embeddings(nn.Linear(12, 40, bias=False))
+    model.tie_weights()
+    before = result(model, inputs)
+    model.resize_token_embeddings(47)
+    decoder, logits = model.get_output_embeddings(), result(model, inputs)
+    assert (decoder.bias, model.lm_head.bias, decoder.out_features, logits.shape[-1]) == (None, None, 47, 47)
+    torch.testing.assert_close(logits[..., :40], before)
+    model.save_pretrained(tmp_path)
+    again = longformer_triton.LongformerForMaskedLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(result(again, inputs), logits, msg="a bias of zeros, which is new, changes nothing")
+
+
 def test_a_resized_model_survives_saving(tmp_path):
     model, inputs = ours("LongformerForMaskedLM"), batch("LongformerForMaskedLM")
     model.resize_token_embeddings(47)
