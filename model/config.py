@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 
@@ -173,37 +173,86 @@ class LongformerConfig:
         """
         return settings.windows(self.attention_window, self.num_hidden_layers)
 
+    @overload
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> LongformerConfig:
-        """A configuration from a mapping such as a parsed config.json; ``overrides`` replace its entries.
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: Literal[False] = ..., **overrides: Any
+    ) -> LongformerConfig: ...
+
+    @overload
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: Literal[True], **overrides: Any
+    ) -> tuple[LongformerConfig, dict[str, Any]]: ...
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A configuration from a mapping such as a parsed config.json.
 
         AllenAI's one-sided ``attention_window`` is recognised, by the keys that only AllenAI's class writes, and doubled.
+
+        Args:
+            config_dict: the mapping.
+            return_unused_kwargs: whether to return overrides that are no fields, instead of keeping them.
+            overrides: fields that replace its entries.
+
+        Returns:
+            The configuration, or (configuration, {name: override that is no field}); ``dtype``, which models load with, is
+            among the latter too.
 
         Raises:
             ValueError, TypeError: a value does not fit, with its name.
         """
         entries = settings.from_allenai(copy.deepcopy(dict(config_dict)))
+        unused = {}
+        if return_unused_kwargs:
+            fields = {*inspect.signature(cls).parameters, *entries, "torch_dtype"}
+            unused = {name: overrides.pop(name) for name in list(overrides) if name not in fields}
+            dtype = overrides.get("dtype", overrides.get("torch_dtype"))
+            unused |= {} if dtype is None else {"dtype": dtype}
         labels = {"num_labels", "id2label", "label2id"}
         given = labels & set(overrides)
         if given and not (given == {"num_labels"} and len(entries.get("id2label") or ()) == overrides["num_labels"]):
             # The names of labels in a file go together with their number there.
             entries = {name: value for name, value in entries.items() if name not in labels}
-        return cls(**{**entries, **overrides})
+        config = cls(**{**entries, **overrides})
+        return (config, unused) if return_unused_kwargs else config
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        return_unused_kwargs: Literal[False] = ...,
+        **overrides: Any,
+    ) -> LongformerConfig: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, return_unused_kwargs: Literal[True], **overrides: Any
+    ) -> tuple[LongformerConfig, dict[str, Any]]: ...
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **overrides: Any) -> LongformerConfig:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **overrides: Any) -> Any:
         """Read config.json of a checkpoint directory, or of a name on the hub.
 
         Args:
             pretrained_model_name_or_path: the directory or the name.
-            overrides: fields that replace the file's, ``subfolder``, or options of the hub (revision, token, cache_dir,
-                local_files_only, force_download).
+            overrides: fields that replace the file's and ``return_unused_kwargs``, as for :meth:`from_dict`; ``subfolder``, or
+                options of the hub (revision, token, cache_dir, local_files_only, force_download).
+
+        Returns:
+            As :meth:`from_dict`.
 
         Raises:
             CheckpointError: the file is missing, no JSON, or of another kind of model.
-            NotImplementedError: a RoBERTa that is a decoder or has relative positions, or an AllenAI mode that is not here.
+            NotImplementedError: a RoBERTa that is a decoder or has relative positions, an AllenAI mode that is not here, or
+                an argument of transformers that asks for what is not here.
             ValueError, TypeError: a value does not fit, with its name.
         """
+        settings.drop_without_effect(overrides)
         place = {name: overrides.pop(name) for name in PLACE_OPTIONS if name in overrides}
         folder = locate(pretrained_model_name_or_path, weights=False, **place)
         return cls.from_json_file(folder / CONFIG_NAME, **overrides)

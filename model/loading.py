@@ -15,21 +15,14 @@ from torch import Tensor, nn
 from longformer_triton.kernels import backends
 from longformer_triton.model.attention import GLOBAL_PROJECTIONS
 from longformer_triton.model.config import LongformerConfig, check_config
-from longformer_triton.model.files import PLACE_OPTIONS, CheckpointError, locate, read_weights
+from longformer_triton.model.files import CONFIG_NAME, PLACE_OPTIONS, CheckpointError, locate, read_weights
 from longformer_triton.model.initialization import initialise
-from longformer_triton.model.settings import check_asks_for_nothing, dtype_of
+from longformer_triton.model.settings import drop_without_effect, dtype_of
 
 if TYPE_CHECKING:
     from longformer_triton.model.base import LongformerPreTrainedModel
 
 _log = logging.getLogger(__name__)
-# Arguments of transformers that choose among ways to load or compute of which there is one here, with the same result.
-_ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "weights_only")
-# Those that ask for what is not here, unless they are None or False.
-_ABSENT = (
-    "from_flax", "from_tf", "gguf_file", "key_mapping", "load_in_4bit", "load_in_8bit", "max_memory", "offload_folder",
-    "offload_state_dict", "proxies", "quantization_config", "resume_download", "state_dict", "tp_plan", "variant",
-)  # fmt: skip
 # Ways of transformers to spread layers over devices.
 _SPLITS = ("balanced", "balanced_low_0", "sequential")
 # Encoders under other names: AllenAI's checkpoints, and RoBERTa's, whose layout is the same.
@@ -99,16 +92,13 @@ def load(
             "use_safetensors: got False, expected True or None: PyTorch's older files are read where there are no safetensors. "
             "Leave it out, and where there are both, move the safetensors away."
         )
-    for name in _ONE_WAY:
-        options.pop(name, None)
-    check_asks_for_nothing({name: options.pop(name) for name in _ABSENT if name in options}, "load a directory of weights")
+    drop_without_effect(options)
     place_options = {name: options.pop(name) for name in PLACE_OPTIONS if name in options}
     folder = locate(name_or_path, **place_options)
     if isinstance(config, (str, os.PathLike)):
-        if Path(config).is_file():
-            config = LongformerConfig.from_json_file(config)
-        else:
-            config = LongformerConfig.from_pretrained(config, **place_options)
+        is_file = Path(config).is_file()
+        path = Path(config) if is_file else locate(config, weights=False, **place_options) / CONFIG_NAME
+        config = LongformerConfig.from_json_file(path)
     in_constructor = [name for name in inspect.signature(model_class).parameters if name != "config"]
     arguments = {name: options.pop(name) for name in in_constructor if name in options}
     config = _configuration(folder, config, options)
@@ -166,6 +156,8 @@ def _whole_device(device_map: Any, device: torch.device | str | int | None) -> t
         return device
     if device_map == "auto":
         return backends.best_device() if device is None else device
+    if isinstance(device_map, dict) and list(device_map) == [""]:  # transformers' way to say: all layers
+        device_map = device_map[""]
     if not isinstance(device_map, (str, int, torch.device)) or device_map in _SPLITS:
         raise NotImplementedError(
             f"device_map: got {device_map!r}, expected 'auto' or one device for all layers, such as 'cuda:0': models are not "

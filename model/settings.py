@@ -42,6 +42,15 @@ _OF_PARAMETERS = ("hidden_size", "intermediate_size", "type_vocab_size", "pruned
 # How a model that is built follows a change.
 _FOLLOWED_BY = {"pruned_heads": "model.prune_heads(...) removes heads", "tie_word_embeddings": "call model.tie_weights()"}
 
+# transformers' options of loading that choose among ways to load or compute of which there is one here, with the same result.
+_ONE_WAY = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "weights_only")
+# Those that ask for what is not here, unless they are None or False.
+_OF_LOADING = (
+    "device_mesh", "distributed_config", "from_flax", "from_tf", "generation_config", "gguf_file", "key_mapping",
+    "load_in_4bit", "load_in_8bit", "max_memory", "mirror", "offload_buffers", "offload_folder",
+    "offload_state_dict", "proxies", "quantization_config", "resume_download", "state_dict", "tp_plan", "tp_size",
+    "use_auth_token", "use_kernels", "variant",
+)  # fmt: skip
 # transformers' options of saving that are not here.
 _OF_SAVING = (
     "commit_description", "commit_message", "create_pr", "private", "push_to_hub", "repo_id", "save_peft_format", "tags",
@@ -317,6 +326,18 @@ def check_hub_options(options: Mapping[str, Any]) -> None:
         raise TypeError(f"{unknown[0]}: got an unexpected argument.")
     wishes = {name: value for name, value in options.items() if name not in ("token", "save_peft_format")}
     check_asks_for_nothing(wishes, "save, and upload with huggingface_hub.upload_folder")
+
+
+def drop_without_effect(options: dict[str, Any]) -> None:
+    """Take transformers' options of loading that decide about nothing here out of ``options``.
+
+    Raises:
+        NotImplementedError: one asks for what is not here.
+    """
+    for name in _ONE_WAY:
+        options.pop(name, None)
+    wishes = {name: options.pop(name) for name in _OF_LOADING if name in options}
+    check_asks_for_nothing(wishes, "load a directory of weights")
 
 
 def check_asks_for_nothing(options: Mapping[str, Any], instead: str) -> None:

@@ -244,6 +244,12 @@ def test_every_parameter_is_on_the_device_that_was_asked_for(in_bfloat16, argume
     assert {parameter.device for parameter in loaded.parameters()} == {loaded.device} == {expected}
 
 
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cpu"], ids=repr)
+def test_a_map_of_all_layers_to_one_device_is_that_device(in_bfloat16, device):
+    loaded = LongformerForMaskedLM.from_pretrained(in_bfloat16[0], device_map={"": device})
+    assert loaded.device == torch.device(device)
+
+
 @pytest.mark.parametrize(("has_gpu", "expected"), [(True, "cuda"), (False, "cpu")], ids=["with_gpu", "without"])
 def test_the_automatic_map_is_a_gpu_where_there_is_one(in_bfloat16, monkeypatch, has_gpu, expected):
     asked = []
@@ -293,6 +299,7 @@ def test_arguments_have_transformers_names(transformers, tmp_path):
     ours("LongformerModel").config.save_pretrained(tmp_path, push_to_hub=False)
     ours("LongformerModel").save_pretrained(save_directory=tmp_path, **nothing)
     options = {"state_dict": None, "variant": None, "weights_only": True, "from_tf": False, "load_in_8bit": False}
+    options |= {"generation_config": None, "use_kernels": False, "use_auth_token": None, "tp_size": None, "mirror": None}
     one_way = {"attn_implementation": "sdpa", "low_cpu_mem_usage": True, "trust_remote_code": True, "use_safetensors": True}
     LongformerModel.from_pretrained(pretrained_model_name_or_path=tmp_path, **options, **one_way)
     with pytest.raises(NotImplementedError, match=r"^push_to_hub: got True, .*upload_folder"):
@@ -315,9 +322,22 @@ def test_arguments_have_transformers_names(transformers, tmp_path):
         ({"use_safetensors": False}, NotImplementedError, r"^use_safetensors: got False, expected True or None"),
         ({"device_map": "balanced"}, NotImplementedError, r"^device_map: got 'balanced', expected 'auto' or one device"),
         ({"device_map": {"encoder": 0}}, NotImplementedError, r"^device_map: got \{'encoder': 0\}, expected 'auto'"),
+        ({"device_map": {"": "cpu", "encoder": 0}}, NotImplementedError, r"^device_map: got \{'': 'cpu', 'encoder': 0\}"),
+        ({"device_map": {"": "disk"}}, ValueError, r"^device_map: got 'disk', expected a torch.device"),
         ({"device_map": "cuda0"}, ValueError, r"^device_map: got 'cuda0', expected a torch.device"),
     ],
-    ids=["misspelt", "two", "dictionary", "odd_window", "no_safetensors", "balanced", "split", "no_device"],
+    ids=[
+        "misspelt",
+        "two",
+        "dictionary",
+        "odd_window",
+        "no_safetensors",
+        "balanced",
+        "split",
+        "mostly_one",
+        "disk",
+        "no_device",
+    ],
 )
 def test_an_argument_that_does_not_fit_is_refused_by_name(in_bfloat16, options, exception, message):
     with pytest.raises(exception, match=message):

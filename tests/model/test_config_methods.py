@@ -22,6 +22,25 @@ def test_files_of_any_name_hold_a_configuration(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads((tmp_path / "mine.json").read_text())
 
 
+@pytest.mark.parametrize("dtype", [None, "dtype", "torch_dtype"])
+def test_what_is_no_field_comes_back_on_request(tmp_path, dtype):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "note": "kept"}))
+    without_effect = {"trust_remote_code": True, "attn_implementation": "eager", "proxies": None, "revision": "main"}
+    fields = {"hidden_size": 24, "num_attention_heads": 2, "note": "mine", "num_labels": 3}
+    fields |= {} if dtype is None else {dtype: torch.float16}
+    given = {**fields, **without_effect, "foo": False, "bar": None}
+    config, unused = LongformerConfig.from_pretrained(tmp_path, return_unused_kwargs=True, **given)
+    _, theirs = transformers.LongformerConfig.from_pretrained(tmp_path, return_unused_kwargs=True, **given)
+    assert unused == theirs
+    assert unused == {"foo": False, "bar": None} | ({} if dtype is None else {"dtype": torch.float16})
+    assert config == LongformerConfig(**fields)
+    assert LongformerConfig.from_pretrained(tmp_path, **given) == LongformerConfig(**fields, foo=False, bar=None)
+    assert LongformerConfig.from_dict({"foo": 1}, foo=2, bar=3, return_unused_kwargs=True)[1] == {"bar": 3}
+    with pytest.raises(NotImplementedError, match=r"^gguf_file: got 'a.gguf', expected None"):
+        LongformerConfig.from_pretrained(tmp_path, gguf_file="a.gguf")
+
+
 def test_several_fields_are_set_together_or_not_at_all():
     config = LongformerConfig()
     config.update({"hidden_size": 24, "num_attention_heads": 2, "note": "kept"})
