@@ -15,7 +15,7 @@ from longformer_triton.kernels.layout import ceil_div
 from longformer_triton.model import loading, settings
 from longformer_triton.model.atomic import write_together
 from longformer_triton.model.config import LongformerConfig, check_config
-from longformer_triton.model.files import CONFIG_NAME, stale_weights, write_weights
+from longformer_triton.model.files import CONFIG_NAME, as_path, check_writable, stale_weights, write_weights
 from longformer_triton.model.initialization import initialise, resized_rows, tiled_positions
 from longformer_triton.model.outputs import ModelOutput
 
@@ -201,21 +201,18 @@ class LongformerPreTrainedModel(nn.Module):
 
         Raises:
             ValueError: ``save_directory`` is a file, ``safe_serialization`` False, ``max_shard_size`` no size, parameters
-                are sharded (FSDP2), or the configuration was changed and says of parameters what is not so.
-            TypeError, NotImplementedError: one of ``hub_options`` is none, or asks for something.
+                are sharded (FSDP2) or on meta, or the configuration was changed and says of parameters what is not so.
+            TypeError, NotImplementedError: ``save_directory`` is no path, ``state_dict`` no mapping of names to tensors, one of
+                ``hub_options`` is none, or asks for something.
         """
         settings.check_hub_options(hub_options)
         if not safe_serialization:
             raise ValueError("safe_serialization: got False, expected True: weights are written as safetensors only.")
         if not is_main_process:
             return
-        folder = Path(save_directory)
+        folder = as_path("save_directory", save_directory)
         tensors = self.state_dict() if state_dict is None else state_dict
-        if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
-            raise ValueError(
-                "state_dict: got tensors of which this process has a shard, expected whole ones: pass the result of "
-                "torch.distributed.checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True)."
-            )
+        check_writable(tensors)
         files = self.writers(tensors, max_shard_size)
         write_together(folder, files, remove=stale_weights(folder, files))
 

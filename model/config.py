@@ -15,7 +15,7 @@ import torch
 
 from longformer_triton.model import settings
 from longformer_triton.model.atomic import write_together
-from longformer_triton.model.files import CONFIG_NAME, PLACE_OPTIONS, CheckpointError, locate, read_json
+from longformer_triton.model.files import CONFIG_NAME, PLACE_OPTIONS, CheckpointError, as_path, locate, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class LongformerConfig:
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str], **overrides: Any) -> LongformerConfig:
         """A configuration from a file of any name; ``overrides`` and what is raised as for :meth:`from_pretrained`."""
-        path = Path(json_file)
+        path = as_path("json_file", json_file)
         entries = read_json(path)
         model_type = entries.get("model_type", cls.model_type)
         if model_type not in settings.READABLE_TYPES:
@@ -276,13 +276,13 @@ class LongformerConfig:
     def save_pretrained(self, save_directory: str | Path, **hub_options: Any) -> None:
         """Write config.json; an old one is replaced in one step. ``hub_options`` as for models."""
         settings.check_hub_options(hub_options)
-        folder = Path(save_directory)
+        folder = as_path("save_directory", save_directory)
         text = self.to_json_string()
         write_together(folder, {CONFIG_NAME: lambda path: path.write_text(text)})
 
     def to_json_file(self, json_file_path: str | Path) -> None:
         """Write :meth:`to_json_string` to a file of any name."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        as_path("json_file_path", json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Set several fields, given as for a new configuration, or none of them.

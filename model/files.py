@@ -44,6 +44,17 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """A checkpoint of which a file, or the directory itself, is not there."""
 
 
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """The path that an argument of that name says.
+
+    Raises:
+        TypeError: it is neither a text nor a path.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: got {value!r}, expected a path, as a str or a pathlib.Path.")
+    return Path(value)
+
+
 def locate(
     name_or_path: str | os.PathLike[str],
     *,
@@ -185,6 +196,31 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(f"{index}: names tensors that its files do not hold: {', '.join(missing[:5])}.")
     return tensors
+
+
+def check_writable(state: Mapping[str, Tensor]) -> None:
+    """Refuse anything but whole tensors, with values, by name.
+
+    Raises:
+        TypeError: no mapping of names to tensors.
+        ValueError: some are shards (FSDP2), or on meta.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_dict: got {type(state).__name__}, expected a mapping of names to tensors, or None.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            kinds = f"{name!r}: {type(tensor).__name__}"
+            raise TypeError(f"state_dict: got {{{kinds}}}, expected a mapping of names to tensors, or None.")
+        if hasattr(tensor, "full_tensor"):
+            raise ValueError(
+                f"state_dict: got {name} of which this process has a shard, expected whole ones: pass the result of "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True)."
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"state_dict: got {name} on meta, which has no values to save, expected tensors on a device: load the model "
+                "with from_pretrained, or pass the state_dict that holds its values."
+            )
 
 
 def write_weights(tensors: Mapping[str, Tensor], max_shard_size: int | str) -> dict[str, Callable[[Path], object]]:

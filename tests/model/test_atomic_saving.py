@@ -119,9 +119,25 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_checkpoint(tmp_path):
     unnamed.config.hidden_act = torch.tanh
     with pytest.raises(ValueError, match="hidden_act"):
         unnamed.save_pretrained(tmp_path)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(ValueError, match=r"^state_dict: got embeddings.word_embeddings.weight on meta, .* from_pretrained"):
         filled().to("meta").save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (3, "^state_dict: got int, expected a mapping"),
+        ([torch.zeros(2)], "^state_dict: got list, expected a mapping"),
+        ({"a": 3}, r"^state_dict: got \{'a': int\}, expected a mapping"),
+        ({1: torch.zeros(2)}, r"^state_dict: got \{1: Tensor\}, expected a mapping"),
+    ],
+    ids=["number", "list", "no_tensor", "no_name"],
+)
+def test_a_state_is_a_mapping_of_names_to_tensors(tmp_path, state, message):
+    with pytest.raises(TypeError, match=message):
+        filled().save_pretrained(tmp_path, state_dict=state)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_crash_leaves_the_old_configuration(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from model_cases import ours
 
 from longformer_triton import LongformerConfig
 from longformer_triton.model import CheckpointError
@@ -63,6 +64,17 @@ def test_files_of_other_models_are_refused_and_folders_left_alone(tmp_path):
     with pytest.raises(TypeError, match="push_to_hubb: got an unexpected argument"):
         LongformerConfig().save_pretrained(tmp_path, push_to_hubb=False)
     assert [path.name for path in tmp_path.iterdir()] == ["bert.json"]
+
+
+@pytest.mark.parametrize("given", [None, 3, b"folder"], ids=repr)
+def test_what_is_no_path_is_refused_by_the_name_of_the_argument(given):
+    model = ours("LongformerModel")
+    for write, name in (
+        (model.save_pretrained, "save_directory"), (model.config.save_pretrained, "save_directory"),
+        (model.config.to_json_file, "json_file_path"), (LongformerConfig.from_json_file, "json_file"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"^{name}: got {given!r}, expected a path"):
+            write(given)
 
 
 def test_the_dtype_has_an_older_name():
