@@ -1,8 +1,9 @@
 """transformers' Longformer and LED encoder on this package's attention: a subclass for each module that changes.
 
 A patched module is the same object with another class, and nothing else: parameters, buffers, hooks and ``vars`` stay, deep
-copies compute with their own weights, and pickles and checkpoints are what they were. The classes carry the names of the
-originals, by which transformers and accelerate know modules, and are called as the originals are.
+copies compute with their own weights, and checkpoints are what they were. A pickle names the class, so it needs this package to
+load: unpatch before one that should not. The classes carry the names of the originals, by which transformers and accelerate
+know modules, and are called as the originals are.
 
 The masks of a batch become one :class:`AttentionPattern` a forward pass. It goes through transformers' own layers as their
 ``attention_mask``, which they hand on unread, down to the attention: nothing is cached, so nothing can be stale. Texts are not

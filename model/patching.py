@@ -31,7 +31,8 @@ def patch_transformers(model: _Model) -> _Model:
     Outputs, losses and gradients are those of the unpatched model to rounding, ``attentions`` and ``global_attentions``
     included; time and memory are linear in length, and short texts are not padded to the window. Weights, state dicts,
     checkpoints, deep copies and optimizers stay as they are: what changes is the class of a few modules inside this one model,
-    and no class itself. Patching twice is the same as once.
+    and no class itself. Patching twice is the same as once. A pickle of a patched model needs this package to load: unpatch
+    first for one that does not.
 
     ``model.config.max_globals``, if you set it, bounds the global tokens of a text, so that their number need not be read from
     the device (:meth:`AttentionPattern.from_masks`). Patch first, then wrap: ``fully_shard``, device maps, ``torch.compile``.

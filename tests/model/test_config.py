@@ -228,7 +228,7 @@ def test_labels_have_two_names_by_default_and_follow_their_number():
 def test_one_map_of_labels_gives_the_other():
     names = {"1": "yes", "0": "no"}
     assert LongformerConfig(id2label=names).label2id == {"no": 0, "yes": 1}
-    assert LongformerConfig(label2id={"no": 0, "yes": 1}).id2label == {0: "no", 1: "yes"}
+    assert LongformerConfig(label2id={"no": 0, "yes": 1, "both": 2}).id2label == {0: "no", 1: "yes", 2: "both"}
 
 
 def test_another_number_of_labels_forgets_their_names():

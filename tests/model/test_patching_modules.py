@@ -107,6 +107,13 @@ def test_copies_compute_with_weights_of_their_own(name, copied):
 
 
 @BARE
+def test_a_pickle_needs_this_package_while_the_model_is_patched_alone(name):
+    model = original(name)
+    assert b"longformer_triton" in pickle.dumps(patch_transformers(model))
+    assert b"longformer_triton" not in pickle.dumps(unpatch_transformers(model))
+
+
+@BARE
 def test_saved_checkpoints_are_the_same_bytes(name, tmp_path):
     model = original(name)
     folders = [tmp_path / "unpatched", tmp_path / "patched"]

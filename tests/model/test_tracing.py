@@ -69,6 +69,19 @@ def test_an_exported_program_takes_other_batches_and_lengths(name):
         assert_equal_outputs(program(**inputs), model(**inputs))
 
 
+def test_a_text_that_is_too_long_is_refused_when_compiled_and_left_to_the_table_when_exported():
+    model = ours("LongformerModel", **SIZES)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+    program = export(model, {"input_ids": torch.full((3, 21), 5)})
+    real, padded = torch.full((2, 130), 5), torch.full((2, 130), 5).index_fill(1, torch.arange(100, 130), 1)
+    assert_equal_outputs(program(input_ids=padded), model(padded))
+    with pytest.raises(IndexError, match="index out of range in self"):
+        program(input_ids=real)
+    for ids in (real, padded):
+        with pytest.raises(Exception, match="expected at most"):
+            compiled(ids)
+
+
 @pytest.mark.parametrize("maps", [False, True], ids=["states", "maps"])
 def test_an_exported_encoder_takes_more_and_fewer_global_tokens(maps):
     model = ours("LongformerModel", **SIZES)
