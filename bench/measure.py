@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -150,10 +151,16 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # One cycle loses no events either way; without `acc_events` torch 2.11 warns that it does.
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds, profile_memory=True, acc_events=True) as profile:
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with warnings.catch_warnings():
+        # torch 2.11 warns that events are those of one cycle. To keep more would mean to parse them all, which takes longer than
+        # the call.
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events")
+        profile.start()
+    try:
         call()
+    finally:
+        profile.stop()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     running = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
