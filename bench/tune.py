@@ -33,8 +33,9 @@ from longformer_triton.kernels.triton_impl.tuning import (
 )
 
 Tiles = tuple[tuple[int, ...], ...]
-# (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first. 128 registers and 8 warps leave room for a
-# second program on a multiprocessor, whose exponentials then overlap with the first one's products.
+# (block_m, block_n, num_warps, num_stages[, max_registers]), most wanted first; two stages stand for three as well. 128
+# registers and 8 warps leave room for a second program on a multiprocessor, whose exponentials then overlap with the first
+# one's products.
 _QUERY_TILES: Tiles = (
     (128, 64, 8, 2, 128), (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2),
     (32, 32, 4, 2), (16, 64, 4, 2),
@@ -42,10 +43,10 @@ _QUERY_TILES: Tiles = (
     (16, 64, 4, 1), (16, 64, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 _KEY_TILES: Tiles = (
-    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2),
-    (32, 32, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1),
-    (32, 64, 16, 1), (16, 128, 16, 1), (16, 64, 16, 1), (32, 16, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1),
-    (16, 16, 4, 1),
+    (128, 64, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 128, 8, 2), (64, 32, 4, 2), (32, 64, 4, 2),
+    (32, 64, 8, 2), (32, 32, 4, 2), (16, 64, 4, 2), (32, 16, 4, 2),
+    (64, 64, 8, 1), (64, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 64, 4, 1), (16, 64, 8, 1), (32, 64, 16, 1),
+    (16, 128, 16, 1), (16, 64, 16, 1), (32, 16, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 4, 1),
 )  # fmt: skip
 # Sixteen global tokens against block_n keys, or block_m queries against sixteen global tokens.
 _NARROW_TILES: Tiles = (
@@ -67,6 +68,9 @@ _WAVE_NARROW_TILES: Tiles = (
     (64, 64, 1, 1), (64, 64, 2, 1), (32, 64, 1, 1), (16, 64, 1, 1), (64, 64, 4, 1), (32, 32, 1, 1), (16, 64, 4, 1),
     (16, 16, 1, 1), (16, 16, 4, 1),
 )  # fmt: skip
+# With two stages the next tile's copies start when this one's products are done, and nothing hides them (bench/LOG.md, "three
+# stages").
+_DEEP = 3
 # By the threads of a warp.
 _CANDIDATES = {32: (_QUERY_TILES, _KEY_TILES, _NARROW_TILES), 64: (_WAVE_QUERY_TILES, _WAVE_KEY_TILES, _WAVE_NARROW_TILES)}
 
@@ -86,7 +90,8 @@ def candidates(kernel: str, architecture: str, precision: str, head_dim: int, dr
         small = warps > 8 or (head_dim <= 64 and precision == "half")
         no_cap = cap and not (about.is_nvidia and small)
         if not (too_large or split_bytes or no_cap):
-            configs.append(Config(block_m, block_n, warps, stages, cap[0] if cap else None))
+            depths = (_DEEP, stages) if stages == _DEEP - 1 and about.is_nvidia else (stages,)
+            configs += [Config(block_m, block_n, warps, depth, cap[0] if cap else None) for depth in depths]
     return configs
 
 
@@ -192,7 +197,7 @@ def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: C
         compiled = compiles(kernel, variant, architecture, config)
         if compiled is not None and compiled.main_loop:
             bounds[config] = compiled, bound_of(compiled, variant.head_dim).share
-    left = {config: share for config, (_, share) in bounds.items()}
+    left = {config: share for config, (_, share) in bounds.items() if not _costs_a_program(config, bounds)}
     while left:
         best = [config for config, share in left.items() if share >= _ABOUT_AS_GOOD * max(left.values())]
         for narrower, config in itertools.product((True, False), best):
@@ -208,6 +213,12 @@ def best_by_issue_rates(kernel: str, architecture: str, variant: Variant, say: C
         left = {config: share for config, share in left.items() if config not in best}
     say(f"{architecture} {variant.precision} {kernel} head_dim {variant.head_dim}: nothing fits")
     return None
+
+
+def _costs_a_program(config: Config, bounds: dict[Config, tuple[Compiled, float]]) -> bool:
+    """Whether a multiprocessor holds fewer programs for the sake of a third stage: another program hides latencies too."""
+    shallow = bounds.get(dataclasses.replace(config, num_stages=_DEEP - 1)) if config.num_stages == _DEEP else None
+    return shallow is not None and bounds[config][0].programs_at_once < shallow[0].programs_at_once
 
 
 def fastest(kernel: str, architecture: str, variant: Variant, device: str, say: Callable[[str], None]) -> TableRow | None:

@@ -51,3 +51,26 @@ def test_wrong_results_are_not_taken_however_fast(said, monkeypatch, wrong):
     monkeypatch.setattr(tune, "_run_all", spoil)
     assert find("window_forward", say=said.append).config == CANDIDATES[2]
     assert said[-1] == f"window_forward {CANDIDATES[1]}: wrong results"
+
+
+@pytest.mark.parametrize(("programs_of_three", "stages"), [(1, 2), (2, 3), (3, 3)])
+def test_a_third_stage_is_taken_unless_it_costs_a_program(programs_of_three, stages, monkeypatch):
+    def compiles(kernel, variant, architecture, config):
+        programs = programs_of_three if config.num_stages == 3 else 2
+        return types.SimpleNamespace(
+            config=config, registers=100, shared_bytes=1000, programs_at_once=programs, main_loop={"HGMMA": 1}
+        )
+
+    monkeypatch.setattr(tune, "compiles", compiles)
+    monkeypatch.setattr(tune, "bound_of", lambda compiled, head_dim: types.SimpleNamespace(share=0.8))
+    monkeypatch.setattr(tune, "fault_of", lambda *arguments: None)
+    row = tune.best_by_issue_rates("window_grad_query", "sm_90", Variant(), print)
+    assert row.config.num_stages == stages
+
+
+def test_amds_tiles_have_no_third_stage():
+    stages = {
+        architecture: {config.num_stages for config in tune.candidates("window_forward", architecture, "half", 64, False)}
+        for architecture in ("sm_80", "gfx942")
+    }
+    assert stages == {"sm_80": {1, 2, 3}, "gfx942": {1}}
