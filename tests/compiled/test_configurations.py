@@ -21,6 +21,7 @@ from longformer_triton.kernels.triton_impl.tuning import (
     WINDOW_KERNELS,
     Target,
     configurations,
+    how_loaded,
     read_rows,
 )
 
@@ -31,7 +32,9 @@ RECORDED_WITH = "3.7"
 
 def is_fast(key) -> bool:
     """The default subset: half precision at head_dim 64, every kernel and architecture once, and all of sm_90."""
-    return key.precision == "half" and key.head_dim == 64 and (key.architecture == "sm_90" or (key.masks and not key.dropout))
+    is_usual = key.loads == how_loaded(key.kernel, descriptors=Target.named(key.architecture).descriptors)
+    is_one = key.masks and not key.dropout and is_usual
+    return key.precision == "half" and key.head_dim == 64 and (key.architecture == "sm_90" or is_one)
 
 
 def as_param(row, architecture):

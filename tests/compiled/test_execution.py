@@ -19,7 +19,7 @@ from longformer_triton.kernels import AttentionPattern, absorbed_global_attentio
 PLAIN = Case(batch=1, heads=2, seq_len=200, head_dim=64, window=(70, 50))
 CASES = {
     "window": PLAIN,
-    "window_of_one_head": dataclasses.replace(PLAIN, heads=1),
+    "window_of_one_head": dataclasses.replace(PLAIN, heads=1, key_heads=1),
     "causal_with_sinks": dataclasses.replace(PLAIN, window=(90, 0), is_causal=True, globals_="some", scale=-0.2),
     "everything": Case(
         batch=2, heads=2, key_heads=1, seq_len=150, head_dim=64, window=(30, 80), padding="holes", globals_="some",
