@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,9 +152,9 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    profile: Any = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     with warnings.catch_warnings():
-        # torch 2.11 warns that events are those of one cycle. To keep more would mean to parse them all, which takes longer than
+        # torch 2.11 warns that events are those of one cycle. To keep more means to parse all of them, which takes longer than
         # the call.
         warnings.filterwarnings("ignore", "Warning: Profiler clears events")
         profile.start()
