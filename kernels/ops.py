@@ -86,7 +86,7 @@ def backend_module(name: str, local_qkv: QKV | None, pattern: AttentionPattern, 
         pattern, dropout: what the kernels would have to serve.
 
     Raises:
-        NotImplementedError: the kernels were asked for BOTH_WAYS, and have no configuration for one of them.
+        NotImplementedError: the kernels have no configuration, and were asked for BOTH_WAYS, or a CUDA graph is being captured.
     """
     if name in (AUTOMATIC, BOTH_WAYS):
         reason = None
@@ -98,6 +98,11 @@ def backend_module(name: str, local_qkv: QKV | None, pattern: AttentionPattern, 
             raise tuning.NotServedError(reason)
         name = "triton" if reason is None else "torch"
         if reason is not None:
+            if pattern.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise NotImplementedError(
+                    f"backend: {reason}, so the PyTorch backend would compute this. It reads values back, which a CUDA graph "
+                    "cannot hold: leave the call out of what is captured."
+                )
             tell_torch_is_used(pattern.device, reason)
     return importlib.import_module(_BACKEND_MODULES[name])
 

@@ -267,6 +267,22 @@ def test_what_the_copy_engine_cannot_address_goes_where_pointers_have_no_row(on_
     assert ops.backend_module(backends.AUTOMATIC, (states,) * 3, pattern, dropout=False).__name__.endswith("blockwise")
 
 
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_a_cuda_graph_is_told_why_it_cannot_hold_the_call(is_capturing, on_architecture, monkeypatch):
+    """Half precision of head_dim 256 with dropout has no rows on sm_90; what does have some is captured."""
+    on_architecture("sm_90")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    # On the CPU but by their pattern's word, since no GPU is here to hold them.
+    monkeypatch.setattr(AttentionPattern, "device", torch.device("cuda"))
+    for head_dim, expected in ((64, "launch"), (256, "blockwise")):
+        states, pattern = states_and_pattern(torch.float16, head_dim, 1)
+        if is_capturing and expected == "blockwise":
+            with pytest.raises(NotImplementedError, match=r"head_dim 256.*reads values back.*leave the call out"):
+                ops.backend_module(backends.AUTOMATIC, states, pattern, dropout=True)
+        else:
+            assert ops.backend_module(backends.AUTOMATIC, states, pattern, dropout=True).__name__.endswith(expected)
+
+
 def test_every_dilation_of_a_pattern_needs_rows(on_architecture):
     """The heads without dilation have those for descriptors; of the others' pointers there are none at this width."""
     on_architecture("sm_90")
