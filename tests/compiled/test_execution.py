@@ -26,6 +26,10 @@ CASES = {
         global_rows=True, tokens_first=True,
     ),
     "dilated_head_dim_80": Case(batch=1, heads=2, seq_len=150, head_dim=80, window=20, dilation=(1, 3), padding="right"),
+    "dilated_head_dim_80_and_globals": Case(
+        batch=1, heads=2, seq_len=150, head_dim=80, window=20, dilation=(1, 3), padding="right", globals_="some",
+        global_rows=True,
+    ),
 }  # fmt: skip
 CASES["everything_and_dropout"] = dataclasses.replace(CASES["everything"], dropout_p=0.3)
 ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -37,6 +41,13 @@ EXAMPLES = [
     *(("everything_and_dropout", architecture, "bfloat16") for architecture in ("sm_90", "sm_120")),
     ("window_of_one_head", "sm_80", "float32"),
     ("window_of_one_head", "sm_90", "tf32"),
+]
+# What resembles others, and takes long.
+MORE_EXAMPLES = [
+    ("dilated_head_dim_80_and_globals", "sm_90", "bfloat16"),
+    ("everything_and_dropout", "sm_80", "bfloat16"),
+    ("window", "sm_80", "float32"),
+    ("window", "sm_90", "tf32"),
 ]
 
 
@@ -64,7 +75,11 @@ def assert_errors_of_the_same_precision(case, precision, dtype):
         assert_close_to_float64(got[name], same[name], exact[name], name)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids="-".join)
+@pytest.mark.parametrize(
+    "example",
+    [*EXAMPLES, *(pytest.param(example, marks=pytest.mark.extended) for example in MORE_EXAMPLES)],
+    ids="-".join,
+)
 def test_errors_are_those_of_the_same_precision(example, on_machine, use_products):
     name, architecture, precision = example
     on_machine(architecture)
