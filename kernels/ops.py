@@ -93,16 +93,18 @@ def backend_module(name: str, local_qkv: QKV | None, pattern: AttentionPattern, 
         if local_qkv is not None:
             problem = importlib.import_module("longformer_triton.kernels.triton_impl.problem")
             reason = problem.why_not_served(local_qkv, pattern, dropout=dropout)
-        if reason is not None and name == BOTH_WAYS:
+        if reason is None:
+            name = "triton"
+        elif name == BOTH_WAYS:
             tuning = importlib.import_module("longformer_triton.kernels.triton_impl.tuning")
             raise tuning.NotServedError(reason)
-        name = "triton" if reason is None else "torch"
-        if reason is not None:
-            if pattern.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise NotImplementedError(
-                    f"backend: {reason}, so the PyTorch backend would compute this. It reads values back, which a CUDA graph "
-                    "cannot hold: leave the call out of what is captured."
-                )
+        elif pattern.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise NotImplementedError(
+                f"backend: {reason}, so the PyTorch backend would compute this. It reads values back, which a CUDA graph "
+                "cannot hold: leave the call out of what is captured."
+            )
+        else:
+            name = "torch"
             tell_torch_is_used(pattern.device, reason)
     return importlib.import_module(_BACKEND_MODULES[name])
 

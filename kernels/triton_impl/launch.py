@@ -243,7 +243,7 @@ def _key_value_steps(
     needed = [name for name, is_needed in (("key", need_key), ("value", need_value)) if is_needed]
     results = _key_value_results(problem, need_key, need_value, grads)
     if problem.group == 1:
-        yield from _key_value_launches(problem, prepared, results, 0, problem.heads)
+        yield from _key_value_launches(problem, prepared, results, range(problem.heads))
     else:
         yield from _grouped_key_value_steps(problem, prepared, results, needed)
     if problem.num_globals:
@@ -261,21 +261,22 @@ def _grouped_key_value_steps(problem: Problem, prepared: Arguments, results: Arg
         count = min(at_once, key_heads - first)
         own = {name: tensor[:, : count * group] for name, tensor in sums.items()}
         into = {name: value for key, tensor in own.items() for name, value in tensor_arguments(f"grad_{key}", tensor).items()}
-        yield from _key_value_launches(problem, prepared, {**results, **into}, first * group, count * group)
+        heads = range(first * group, (first + count) * group)
+        yield from _key_value_launches(problem, prepared, {**results, **into}, heads)
         for name in needed:
             of_key_heads = results[f"grad_{name}_ptr"][:, first : first + count]
             yield HostStep(functools.partial(_sum_groups, own[name], of_key_heads))
 
 
-def _key_value_launches(problem: Problem, prepared: Arguments, sums: Arguments, first: int, count: int) -> Iterator[Launch]:
-    """The heads first .. first + count - 1, whose gradients ``sums`` holds: a launch for each run of one dilation."""
+def _key_value_launches(problem: Problem, prepared: Arguments, sums: Arguments, heads: range) -> Iterator[Launch]:
+    """The heads whose gradients ``sums`` holds: a launch for each run of one dilation."""
     states = {"query": problem.query, "grad_out": prepared["grad_out_ptr"]}
     numbers = {name: prepared[f"{name}_ptr"].view(-1) for name in ("delta", "lse_log2")}
-    for run in problem.runs(first, count):
+    for run in problem.runs(heads):
         by_descriptors = uses_descriptors(problem.target, run["dilation"], states.values())
         config = problem.config("window_grad_key_value", descriptors=by_descriptors)
         tiles = problem.tiles({**states, **numbers}, config.block_m, descriptors=by_descriptors)
-        begun = run["first_head"] - first
+        begun = run["first_head"] - heads.start
         own = {name: sums[name][:, begun:] for name in ("grad_key_ptr", "grad_value_ptr")} if begun else {}
         available = {**problem.arguments, **prepared, **sums, **own, **tiles, **run}
         yield Launch.of(window_grad_key_value, problem.window_programs(run, config.block_n), config, available)

@@ -152,11 +152,12 @@ class Problem:
         tiles = {f"{name}_tiles": tiles_of(states, tile(states)) if descriptors else None for name, states in tensors.items()}
         return {"DESCRIPTORS": descriptors, **tiles}
 
-    def runs(self, first: int = 0, count: int | None = None) -> Iterator[dict[str, int]]:
-        """Neighbouring heads of one dilation, which one launch can serve, of ``count`` heads from ``first`` on, or of all."""
+    def runs(self, heads: range | None = None) -> Iterator[dict[str, int]]:
+        """Neighbouring heads of one dilation, which one launch can serve; of all heads, if not said otherwise."""
+        heads = range(self.heads) if heads is None else heads
         dilations = self.pattern.dilations if len(self.pattern.dilations) > 1 else self.pattern.dilations * self.heads
-        dilations = dilations if count is None else dilations[first : first + count]
-        for dilation, run in itertools.groupby(dilations):
+        first = heads.start
+        for dilation, run in itertools.groupby(dilations[heads.start : heads.stop]):
             count = len(list(run))
             yield {"first_head": first, "run_heads": count, "dilation": min(dilation, self.seq_len)}
             first += count

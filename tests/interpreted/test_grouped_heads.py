@@ -33,9 +33,8 @@ def test_sums_take_no_more_than_they_may(at_once, monkeypatch):
     given = BackwardInputs(query, None, query, query[..., 0].contiguous())
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
     needs, target = [True] * 3, target_of(query.device)
-    steps = launch.backward_steps(given, (query, key, value), None, CASE.pattern(), 0.5, None, needs, grads, target)
+    steps = list(launch.backward_steps(given, (query, key, value), None, CASE.pattern(), 0.5, None, needs, grads, target))
     for name in ("grad_key_ptr", "grad_value_ptr"):
-        steps = list(steps)
         sums = [step.arguments[name] for step in steps if getattr(step, "kernel", None) is launch.window_grad_key_value]
         assert {tensor.untyped_storage().nbytes() for tensor in sums} == {max(at_once, 1) * OF_ONE_KEY_HEAD}
         assert len({tensor.untyped_storage().data_ptr() for tensor in sums}) == 1

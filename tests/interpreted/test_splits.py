@@ -19,8 +19,8 @@ def problem(slope: str, masked: slice) -> tuple[list[torch.Tensor], AttentionPat
     marks = torch.zeros(1, LENGTH)
     marks[:, 60:80] = 1
     pattern = AttentionPattern.from_masks(mask, marks, window=4)
-    shapes = [(LENGTH,), (LENGTH,), (LENGTH,), (pattern.global_index.shape[1],), (LENGTH,), (LENGTH,)]
-    inputs = [torch.randn(1, 1, *tokens, 8, generator=generator, dtype=torch.float64) for tokens in shapes]
+    lengths = [LENGTH, LENGTH, LENGTH, pattern.global_index.shape[1], LENGTH, LENGTH]
+    inputs = [torch.randn(1, 1, tokens, 8, generator=generator, dtype=torch.float64) for tokens in lengths]
     inputs[3] = inputs[3].abs()
     inputs[4] = inputs[4].abs() * SLOPES[slope][:, None]
     return inputs, pattern
